@@ -1,0 +1,1 @@
+"""The services of Runyard, each a package that knows no other one; see DESIGN in docs/."""

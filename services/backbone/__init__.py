@@ -1,0 +1,1 @@
+"""What every service stands on: Postgres, Kafka, outbox, objects, secrets, telemetry. Nothing about training."""

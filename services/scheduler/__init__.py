@@ -1,0 +1,1 @@
+"""The service that decides which runner gets which run, and when."""
