@@ -1,0 +1,117 @@
+"""The object store: a local folder or a bucket, by URL. Content is addressed by its SHA-256.
+
+Owns keys and streaming; never knows what the bytes mean. Writes become visible whole or not at all.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from services.backbone.errors import ObjectMissing, ObjectUnavailable
+
+CHUNK_BYTES = 1 << 20
+
+
+class TooLarge(Exception):
+    """More bytes than the caller allows; nothing was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What was stored: its digest is its address."""
+
+    sha256: str
+    size_bytes: int
+
+
+def content_key(sha256: str) -> str:
+    """Name the object of a digest."""
+    return f"objects/{sha256[:2]}/{sha256}"
+
+
+class Objects:
+    """A store of objects behind one URL: `file:///folder`, `s3://…`, `gs://…`, `az://…`."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._store: ObjectStore = LocalStore(Path(parts.path), mkdir=True) if parts.scheme == "file" else from_url(url)
+
+    async def store_content(self, chunks: AsyncIterator[bytes], max_bytes: int) -> StoredObject:
+        """Store a stream under its digest.
+
+        Raises:
+            TooLarge: the stream is longer than `max_bytes`.
+            ObjectUnavailable: the store did not answer.
+        """
+        upload, digest, size = f"uploads/{uuid4().hex}", hashlib.sha256(), 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > max_bytes:
+                    raise TooLarge(f"more than {max_bytes} bytes")
+                digest.update(chunk)
+                if chunk:
+                    yield chunk
+
+        try:
+            await obstore.put_async(self._store, upload, counted())
+            await obstore.rename_async(self._store, upload, content_key(digest.hexdigest()))
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+        return StoredObject(digest.hexdigest(), size)
+
+    async def store_file(self, path: Path, sha256: str) -> None:
+        """Store a file whose digest is known under that digest."""
+        try:
+            await obstore.put_async(self._store, content_key(sha256), path)
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store a small value under a key of its own, replacing what was there."""
+        try:
+            await obstore.put_async(self._store, key, value)
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+
+    async def get(self, key: str) -> bytes:
+        """Read a small value.
+
+        Raises:
+            ObjectMissing: nothing has that key.
+        """
+        try:
+            return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
+        except (NotFoundError, FileNotFoundError) as error:
+            raise ObjectMissing(key) from error
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        """Read an object in chunks of about a mebibyte; raises like `get`, before the first chunk if it is missing."""
+        try:
+            result = await obstore.get_async(self._store, key)
+            async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+        except (NotFoundError, FileNotFoundError) as error:
+            raise ObjectMissing(key) from error
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; it is no error if there is none."""
+        try:
+            await obstore.delete_async(self._store, key)
+        except (NotFoundError, FileNotFoundError):
+            return
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error

@@ -1,0 +1,97 @@
+"""The outbox: decided events, written in the transaction of the state that they tell of.
+
+Owns the rows until Kafka has them. A writer locks the run's row before it enqueues, so the order per run holds.
+`relay` sends them; nobody else publishes what a database decided.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from schemas.cloudevents import CloudEvent, encode
+from schemas.topics import address_of
+from services.backbone.postgres import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An event and where it goes; `partition` None lets the key decide."""
+
+    topic: str
+    key: str
+    event: CloudEvent
+    partition: int | None = None
+
+
+def to_its_topic(event: CloudEvent) -> Message:
+    """Address an event to the topic and key that the contract gives it."""
+    topic, key = address_of(event.data)
+    return Message(topic.name, key, event)
+
+
+async def enqueue(connection: Connection, messages: Sequence[Message]) -> None:
+    """Add messages to the outbox, in order, and wake the relay when the transaction commits.
+
+    Must be called inside a transaction. Postgres folds equal notifications of one transaction into one.
+    """
+    rows = []
+    for message in messages:
+        headers, value = encode(message.event)
+        texts = json.dumps([[name, text.decode()] for name, text in headers])
+        event = message.event
+        rows.append((event.id, event.subject, message.topic, message.key, message.partition, texts, value.decode()))
+    await connection.executemany(
+        "INSERT INTO outbox (event_id, subject, topic, key, partition, headers, value)"
+        " VALUES ($1, $2, $3, $4, $5, $6::jsonb, $7)",
+        rows,
+    )
+    await connection.execute("SELECT pg_notify('outbox_' || current_schema(), '')")
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A row as the relay sends it."""
+
+    id: int
+    topic: str
+    key: str
+    partition: int | None
+    headers: list[tuple[str, bytes]]
+    value: bytes
+
+
+async def unsent(connection: Connection, limit: int) -> list[OutboxRow]:
+    """Read the oldest rows that Kafka has not acknowledged."""
+    rows = await connection.fetch(
+        "SELECT id, topic, key, partition, headers, value FROM outbox WHERE sent_at IS NULL ORDER BY id LIMIT $1", limit
+    )
+    return [
+        OutboxRow(
+            row["id"],
+            row["topic"],
+            row["key"],
+            row["partition"],
+            [(name, text.encode()) for name, text in json.loads(row["headers"])],
+            row["value"].encode(),
+        )
+        for row in rows
+    ]
+
+
+async def mark_sent(connection: Connection, ids: Sequence[int]) -> None:
+    """Remember that Kafka has these rows."""
+    await connection.execute("UPDATE outbox SET sent_at = now() WHERE id = ANY($1::bigint[])", ids)
+
+
+async def sweep(connection: Connection, subjects: Sequence[str]) -> None:
+    """Forget the sent rows of subjects that need no republishing any more."""
+    await connection.execute(
+        "DELETE FROM outbox WHERE sent_at IS NOT NULL AND subject = ANY($1::text[])", list(subjects)
+    )
+
+
+async def oldest_unsent(connection: Connection) -> datetime | None:
+    """Tell when the oldest unsent row was written; None when all are sent."""
+    moment: datetime | None = await connection.fetchval("SELECT min(created_at) FROM outbox WHERE sent_at IS NULL")
+    return moment

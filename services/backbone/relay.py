@@ -1,0 +1,103 @@
+"""The relay: moves an outbox to Kafka in commit order per run, exactly as it stands, until Kafka has it.
+
+One relay per outbox works, held by an advisory lock on the very connection that reads and marks, so that a relay that
+lost its lock cannot mark anything. It is woken by one NOTIFY per transaction, with a poll behind it. Rows for
+the first topic are acknowledged before the others of a batch are sent: nobody acts on a copy before the fact is there.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+import asyncpg
+import structlog
+
+from services.backbone.errors import is_transient
+from services.backbone.health import Health
+from services.backbone.outbox import OutboxRow, mark_sent, oldest_unsent, unsent
+from services.backbone.postgres import open_connection
+from services.backbone.publisher import Publisher
+from services.backbone.retry import delays
+
+BATCH_ROWS = 500
+POLL_S = 1.0
+LOCK_CLASS = 7_305_002
+
+log = structlog.get_logger()
+
+
+class Relay:
+    """The relay of one service's outbox. `first_topic` is the one whose rows are acknowledged before any other's."""
+
+    def __init__(self, postgres_url: str, schema: str, publisher: Publisher, first_topic: str, health: Health) -> None:
+        self._postgres_url = postgres_url
+        self._schema = schema
+        self._publisher = publisher
+        self._first_topic = first_topic
+        self._health = health
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Relay for ever; a transient failure starts over with a new connection."""
+        pauses = delays()
+        while True:
+            try:
+                await self._hold_and_relay()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                self._health.failing("relay", repr(error))
+                log.warning("relay_interrupted", outbox=self._schema, error=repr(error))
+                await asyncio.sleep(next(pauses))
+            else:
+                pauses = delays()
+
+    async def _hold_and_relay(self) -> None:
+        connection = await open_connection(self._postgres_url, self._schema)
+        try:
+            await connection.add_listener(f"outbox_{self._schema}", self._notified)
+            while not await self._lock(connection):
+                self._health.ok("relay", "another instance relays")
+                await asyncio.sleep(POLL_S)
+            while True:
+                await self._relay_all(connection)
+                self._health.ok("relay")
+                await self._sleep_until_woken()
+        finally:
+            with contextlib.suppress(OSError, asyncpg.InterfaceError, TimeoutError):
+                await connection.close(timeout=2)
+
+    async def _lock(self, connection: asyncpg.Connection) -> bool:
+        held: bool = await connection.fetchval(
+            "SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK_CLASS, self._schema
+        )
+        return held
+
+    def _notified(self, *_: object) -> None:
+        self._wake.set()
+
+    async def _sleep_until_woken(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _relay_all(self, connection: asyncpg.Connection) -> None:
+        while rows := await unsent(connection, BATCH_ROWS):
+            await self._send(connection, [row for row in rows if row.topic == self._first_topic])
+            await self._send(connection, [row for row in rows if row.topic != self._first_topic])
+
+    async def _send(self, connection: asyncpg.Connection, rows: Sequence[OutboxRow]) -> None:
+        if rows:
+            await self._publisher.publish(rows)
+            await mark_sent(connection, [row.id for row in rows])
+            log.debug("relayed", outbox=self._schema, rows=len(rows))
+
+
+async def outbox_age_s(connection: asyncpg.Connection) -> float:
+    """Tell how old the oldest unsent row is, in seconds; 0 when all are sent."""
+    oldest = await oldest_unsent(connection)
+    if oldest is None:
+        return 0.0
+    age: float = await connection.fetchval("SELECT extract(epoch FROM now() - $1::timestamptz)::float8", oldest)
+    return age

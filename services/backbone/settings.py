@@ -1,0 +1,31 @@
+"""What every service must be told, read once from the environment (`RUNYARD_…`) and handed on as values.
+
+Secrets have no defaults. A service adds its own fields in its own `settings.py`.
+"""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServiceSettings(BaseSettings):
+    """Settings that all services share."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNYARD_", frozen=True, extra="ignore")
+
+    log_level: str = "info"
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(default=0, ge=0, le=65535, description="0 picks a free port")
+    kafka_bootstrap_servers: str = "127.0.0.1:9092"
+    kafka_security_protocol: str = "PLAINTEXT"
+    kafka_sasl_mechanism: str = "PLAIN"
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: SecretStr | None = None
+    kafka_ca_file: str | None = None
+    topic_replication: int = Field(default=1, ge=1)
+
+
+class DatabaseSettings(ServiceSettings):
+    """Settings of a service that owns a Postgres schema."""
+
+    postgres_url: SecretStr
+    postgres_pool_size: int = Field(default=10, ge=2)
