@@ -42,6 +42,11 @@ def asset_id(token: str) -> str:
     return f"ast-{token}"
 
 
+def variables_key(run: str) -> str:
+    """Name the object that holds a run's sealed variables, from its acceptance to its end."""
+    return f"variables/{run}"
+
+
 def event_id(subject: str, attempt: int, kind: str, sequence: int = 0) -> UUID:
     """Derive the id of an event from what it says: the same fact always gets the same id.
 

@@ -253,7 +253,7 @@ class Consumer:
             while not (assigned := consumer.assignment()):  # noqa: ASYNC110 - aiokafka has no event for it
                 await asyncio.sleep(CAUGHT_UP_POLL_S)
             for partition, end in (await consumer.end_offsets(list(assigned))).items():
-                while await consumer.position(partition) < end or self._busy:
+                while await consumer.position(partition) < end or self._busy:  # noqa: ASYNC110
                     await asyncio.sleep(CAUGHT_UP_POLL_S)
         except KafkaError as error:
             raise TransientError(repr(error)) from error

@@ -13,6 +13,9 @@ import asyncpg
 LOCK = 7_305_001
 """Advisory lock that keeps two migrators apart."""
 
+GRANT_TABLES = "ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO %I"
+"""What a service may do with the tables that its migrations make; a migration revokes what it must not."""
+
 
 class MigrationChanged(Exception):
     """A migration that already ran reads differently now."""
@@ -56,6 +59,7 @@ async def _ensure_role(connection: asyncpg.Connection, role: str, password: str 
 async def _migrate_schema(connection: asyncpg.Connection, plan: SchemaPlan) -> list[str]:
     await connection.execute(await _quoted(connection, "CREATE SCHEMA IF NOT EXISTS %I", plan.schema))
     await connection.execute(await _quoted(connection, "GRANT USAGE ON SCHEMA %I TO %I", plan.schema, plan.role))
+    await connection.execute(await _quoted(connection, GRANT_TABLES, plan.schema, plan.role))
     await connection.execute(await _quoted(connection, "SET search_path TO %I", plan.schema))
     await connection.execute(
         "CREATE TABLE IF NOT EXISTS migrations"
