@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ServiceSettings(BaseSettings):
     """Settings that all services share."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNYARD_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RUNYARD_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     log_level: str = "info"
     health_host: str = "127.0.0.1"

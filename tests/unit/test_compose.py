@@ -1,0 +1,53 @@
+"""Protects compose.yaml: valid, complete, with health checks, images by variable and no default secrets.
+
+It is brought up for real in a later step; here it is read as Compose reads it.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "compose.yaml").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, Any] = COMPOSE["services"]
+
+
+@pytest.mark.parametrize("name", ["api", "scheduler", "auditor", "runner"])
+def test_each_service_runs_its_own_module_and_has_a_health_check(name: str) -> None:
+    assert SERVICES[name]["command"][-1] == f"services.{name}.main"
+    assert (ROOT / "services" / name / "main.py").exists()
+    assert "readyz" in " ".join(SERVICES[name]["healthcheck"]["test"])
+
+
+@pytest.mark.parametrize("name", ["kafka", "postgres"])
+def test_servers_have_health_checks_and_keep_their_data_in_volumes(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"]
+    volume = SERVICES[name]["volumes"][0].split(":")[0]
+    assert volume in COMPOSE["volumes"]
+
+
+def test_every_image_name_comes_from_a_variable_with_a_default() -> None:
+    for name, service in SERVICES.items():
+        assert re.fullmatch(r"\$\{[A-Z_]+:-[a-z/]+:[a-z0-9.]+\}", service["image"]), name
+
+
+def test_no_secret_has_a_default() -> None:
+    secrets = set(re.findall(r"\$\{([A-Z_]*(?:PASSWORD|KEY|SECRET)[A-Z_]*)(:-[^}]+)?", TEXT))
+    assert {name for name, _ in secrets} >= {"RUNYARD_SEALING_KEY", "RUNYARD_JWT_SECRET", "RUNYARD_API_DB_PASSWORD"}
+    assert [name for name, default in secrets if default] == []
+
+
+def test_the_example_environment_names_every_required_variable() -> None:
+    required = set(re.findall(r"\$\{([A-Z_]+):\?", TEXT))
+    example = (ROOT / "deploy" / "compose.env.example").read_text()
+    assert required <= set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE))
+
+
+def test_the_runner_has_its_work_folder_at_the_same_path_inside_and_outside() -> None:
+    work = next(volume for volume in SERVICES["runner"]["volumes"] if "RUNYARD_WORK_DIR" in volume)
+    outside, inside = re.findall(r"\$\{[^}]*\}", work)
+    assert outside == inside
