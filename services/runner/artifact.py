@@ -1,0 +1,213 @@
+"""Takes what a script left at MODEL_OUTPUT_PATH, as bytes that nobody can change any more.
+
+It is called when every process of the container is gone, and still trusts nothing: entries are opened below directory
+descriptors without following links, then asked what they are. Only regular files with one name pass. It must never
+load, unpickle or unpack what it takes.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import tarfile
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+NAME = "model"
+"""What MODEL_OUTPUT_PATH ends with."""
+
+_SPARSE_FROM_BYTES = 1024 * 1024
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large an artifact may be; `max_bytes` is the sum of the files, `max_files` counts folders, too."""
+
+    max_bytes: int
+    max_files: int = 10_000
+    max_depth: int = 32
+
+
+@dataclass(frozen=True)
+class NoArtifact:
+    """The script wrote nothing there, or a folder without a single file."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The artifact as a private file: a file as it was, a folder as a plain tar."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    kind: Literal["file", "folder"]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Something is there that must not become a version."""
+
+    reason: str
+
+
+Collection = NoArtifact | Collected | Refused
+
+
+def collect(out_folder: Path, private_file: Path, limits: Limits) -> Collection:
+    """Copy the artifact to a private file, its digest taken of the very bytes that were written.
+
+    The tar is the same for the same names and bytes: sorted, without times, owners or modes of the sandbox.
+
+    Raises:
+        OSError: The runner's own disk failed; nothing is known about the artifact then.
+    """
+    out = os.open(out_folder, _OPEN | os.O_DIRECTORY)
+    try:
+        if not _exists(out):
+            return NoArtifact()
+        with private_file.open("x+b") as target:
+            kind = _take(out, target, limits)
+            size_bytes = target.seek(0, os.SEEK_END)
+            target.seek(0)
+            sha256 = hashlib.file_digest(target, "sha256").hexdigest()
+    except _RefusedError as problem:
+        private_file.unlink()
+        return Refused(str(problem))
+    finally:
+        os.close(out)
+    if kind is None:
+        private_file.unlink()
+        return NoArtifact()
+    return Collected(private_file, sha256, size_bytes, kind)
+
+
+class _RefusedError(Exception):
+    """Unwinds the walk with the reason."""
+
+
+def _exists(out: int) -> bool:
+    try:
+        os.stat(NAME, dir_fd=out, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _take(out: int, target: BinaryIO, limits: Limits) -> Literal["file", "folder"] | None:
+    """Copy what is there; None for a folder without a file."""
+    with _entry(out, NAME, NAME) as (descriptor, about):
+        if stat.S_ISREG(about.st_mode):
+            _check_file(descriptor, about, NAME, limits.max_bytes)
+            _copy(descriptor, about.st_size, target)
+            return "file"
+        with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+            walk = _Walk(tar, limits)
+            walk.add_folder(descriptor, "", 1)
+        return "folder" if walk.files else None
+
+
+@dataclass
+class _Walk:
+    """Puts a folder into a tar and keeps count."""
+
+    tar: tarfile.TarFile
+    limits: Limits
+    entries: int = 0
+    files: int = 0
+    size_bytes: int = 0
+
+    def add_folder(self, folder: int, prefix: str, depth: int) -> None:
+        if depth > self.limits.max_depth:
+            raise _RefusedError(f"folders are nested deeper than {self.limits.max_depth}")
+        for name in self._names(folder):
+            path = prefix + name
+            with _entry(folder, name, path) as (descriptor, about):
+                if stat.S_ISREG(about.st_mode):
+                    self._add_file(descriptor, about, path)
+                else:
+                    self.tar.addfile(_member(path, tarfile.DIRTYPE, 0o755))
+                    self.add_folder(descriptor, path + "/", depth + 1)
+
+    def _names(self, folder: int) -> list[str]:
+        with os.scandir(folder) as found:
+            names = [entry.name for entry in islice(found, self.limits.max_files - self.entries + 1)]
+        self.entries += len(names)
+        if self.entries > self.limits.max_files:
+            raise _RefusedError(f"more than {self.limits.max_files} files")
+        return sorted(names)
+
+    def _add_file(self, descriptor: int, about: os.stat_result, path: str) -> None:
+        _check_file(descriptor, about, path, self.limits.max_bytes - self.size_bytes)
+        self.files += 1
+        self.size_bytes += about.st_size
+        member = _member(path, tarfile.REGTYPE, 0o644)
+        member.size = about.st_size
+        with open(descriptor, "rb", closefd=False) as source:
+            self.tar.addfile(member, source)
+
+
+def _member(path: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+    """Describe an entry by nothing but its name, so that the same files make the same tar."""
+    member = tarfile.TarInfo(path)
+    member.type, member.mode = kind, mode
+    return member
+
+
+@contextmanager
+def _entry(parent: int, name: str, path: str) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a regular file or a folder; anything else is refused."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise _RefusedError(f"the name {path!r} is not text")
+    try:
+        descriptor = os.open(name, _OPEN, dir_fd=parent)
+    except OSError as problem:
+        if problem.errno not in (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM):
+            raise
+        what = "is a symbolic link" if problem.errno == errno.ELOOP else "is no file that can be read"
+        raise _RefusedError(f"{path!r} {what}") from problem
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+            raise _RefusedError(f"{path!r} is neither a regular file nor a folder")
+        yield descriptor, about
+    finally:
+        os.close(descriptor)
+
+
+def _check_file(descriptor: int, about: os.stat_result, path: str, max_bytes: int) -> None:
+    if about.st_nlink != 1:
+        raise _RefusedError(f"{path!r} is a hard link")
+    if about.st_size > max_bytes:
+        raise _RefusedError("larger than an artifact may be")
+    if about.st_size >= _SPARSE_FROM_BYTES and _hole_bytes(descriptor, about.st_size) > about.st_size // 2:
+        raise _RefusedError(f"{path!r} is a sparse file")
+
+
+def _hole_bytes(descriptor: int, size: int) -> int:
+    """Return how much of a file was never written (lseek(2)); where the file system cannot tell, nothing."""
+    position = holes = 0
+    while position < size:
+        try:
+            data = os.lseek(descriptor, position, os.SEEK_DATA)
+        except OSError as problem:
+            if problem.errno != errno.ENXIO:
+                raise
+            data = size  # no data up to the end
+        holes += data - position
+        position = size if data >= size else os.lseek(descriptor, data, os.SEEK_HOLE)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return holes
+
+
+def _copy(descriptor: int, size: int, target: BinaryIO) -> None:
+    with open(descriptor, "rb", closefd=False) as source:
+        shutil.copyfileobj(source, target)
+    if target.tell() != size:
+        raise _RefusedError("it changed while it was read")
