@@ -49,6 +49,7 @@ class UnknownEvent:
     subject: str
     time: datetime
     value: bytes
+    traceparent: str | None = None
 
 
 def _models() -> dict[str, type[Event]]:
@@ -97,7 +98,7 @@ def decode(headers: Headers, value: bytes | None) -> CloudEvent | UnknownEvent:
     if value is None:
         raise MalformedEvent("the record has no value")
     if kind not in MODEL_OF:
-        return UnknownEvent(identity, source, kind, subject, time, value)
+        return UnknownEvent(identity, source, kind, subject, time, value, attributes.get("traceparent"))
     return CloudEvent(identity, source, subject, time, data_of(kind, value), attributes.get("traceparent"))
 
 

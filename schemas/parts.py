@@ -26,7 +26,10 @@ def rfc3339(moment: datetime) -> str:
 def _aware_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a time needs an offset")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:  # pydantic would let it through: the year 1 east of Greenwich
+        raise ValueError("a time is out of range") from error
 
 
 UtcTime = Annotated[datetime, AfterValidator(_aware_utc), PlainSerializer(rfc3339, return_type=str, when_used="json")]

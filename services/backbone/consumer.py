@@ -42,12 +42,13 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An event and where it stood."""
+    """An event, where it stood, and its data byte for byte as it came."""
 
     topic: str
     partition: int
     offset: int
     event: CloudEvent | UnknownEvent
+    value: bytes = b""
 
 
 Handle = Callable[[Sequence[Received]], Awaitable[None]]
@@ -189,7 +190,7 @@ class Consumer:
             reason = str(error)
             await self._persistently(partial(self._dead_letters.refuse, record, reason))
             return None
-        return Received(record.topic, record.partition, record.offset, event)
+        return Received(record.topic, record.partition, record.offset, event, record.value)
 
     async def _handle_one_by_one(self, batch: Sequence[tuple[ConsumerRecord, Received]]) -> None:
         """Find the poison in a batch: each message alone, what cannot be handled aside."""

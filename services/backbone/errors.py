@@ -61,7 +61,13 @@ _TRANSIENT = (
 )
 """What asyncpg raises while a server restarts, fails over, or breaks a deadlock (found by restarting one)."""
 
-_POISON = (PoisonError, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+_POISON = (
+    PoisonError,
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+"""What Postgres can never hold: wrong values, broken constraints, a key too long for its index."""
 
 
 def is_transient(error: BaseException) -> bool:
