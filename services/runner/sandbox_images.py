@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,15 @@ from docker import DockerClient
 from docker.errors import DockerException, ImageNotFound
 
 from services.runner.sandbox_interpreter import add_libraries, copy_interpreter, find_interpreter, find_uv
-from services.runner.sandbox_rootfs import CannotBuildError, Say, cannot_make_root, checked, debian_root, locked
+from services.runner.sandbox_rootfs import (
+    CannotBuildError,
+    Say,
+    cannot_make_root,
+    checked,
+    debian_root,
+    locked,
+    work_folder,
+)
 
 RUNTIMES = ("python3.10", "python3.11", "python3.12")
 PYTHON = "/opt/python/bin/python3"  # the interpreter's one path, in every runtime and however it was built
@@ -75,7 +82,7 @@ def ensure(runtime: str, shop: Workshop | None = None) -> str:
     tag = _tag(runtime, shop)
     if (existing := _image_id(shop, tag)) is not None:
         return existing
-    with locked(shop.cache / f"{tag.rpartition(':')[2]}.lock"):
+    with locked(_cache_path(shop, tag, "lock")):
         return _image_id(shop, tag) or _build(runtime, tag, shop)
 
 
@@ -119,6 +126,10 @@ def _tag(runtime: str, shop: Workshop) -> str:
     return image_tag(runtime, [*recipe, shop.base.encode()])
 
 
+def _cache_path(shop: Workshop, tag: str, kind: str) -> Path:
+    return shop.cache / f"{tag.rpartition(':')[2]}.{kind}"
+
+
 def _requirements(runtime: str) -> str:
     return f"requirements-{runtime}.txt"
 
@@ -140,7 +151,7 @@ def _image_id(shop: Workshop, name: str) -> str | None:
 
 def _build(runtime: str, tag: str, shop: Workshop) -> str:
     began = time.monotonic()
-    image = _build_on_slim(runtime, shop) or _build_from_host(runtime, shop)
+    image = _build_on_slim(runtime, shop) or _build_from_host(runtime, tag, shop)
     try:
         _prove(image, runtime, shop)
     except DockerException as error:
@@ -196,19 +207,18 @@ def _build_on_slim(runtime: str, shop: Workshop) -> str | None:
 
 def _cannot_from_host(runtime: str, shop: Workshop) -> str | None:
     if find_interpreter(_version(runtime)) is None:
-        return f"this host has no Python {_version(runtime)}"
+        return f"this host has no Python {_version(runtime)} (`uv python install {_version(runtime)}` adds one)"
     if find_uv() is None:
-        return "uv is neither on PATH nor in .tools"
+        return "uv is neither on PATH nor in .tools: install it"
     return cannot_make_root(shop.cache)
 
 
-def _build_from_host(runtime: str, shop: Workshop) -> str:
+def _build_from_host(runtime: str, tag: str, shop: Workshop) -> str:
     reason, source = _cannot_from_host(runtime, shop), find_interpreter(_version(runtime))
     if reason is not None or source is None:
         raise CannotBuildError(f"{runtime}: {reason}")
-    shop.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{runtime}-", dir=shop.cache) as folder, ThreadPoolExecutor(1) as beside:
-        root, python = Path(folder, "root"), Path(folder, "python")
+    with work_folder(_cache_path(shop, tag, "build")) as folder, ThreadPoolExecutor(1) as beside:
+        root, python = folder / "root", folder / "python"
         debian = beside.submit(debian_root, shop.cache, shop.say)
         began = time.monotonic()
         shop.say(f"{runtime}: copying {source.executable} and installing its packages")

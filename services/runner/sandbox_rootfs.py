@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,15 +85,15 @@ def cannot_make_root(cache: Path) -> str | None:
     """Say why the Debian root can neither be found in the cache nor made here, or None."""
     codename = _codename()
     if codename is None:
-        return "the host is not a Debian or Ubuntu, whose interpreter and libraries could be copied"
+        return "only on Debian and Ubuntu can an image be made from the host's own interpreter"
     if os.geteuid() != 0:
-        return "making it from the host's own interpreter needs root: build it once with sudo"
+        return "making it from the host's own interpreter needs root: build it once as root"
     if _cached_tar(cache, codename).exists():
         return None
     if shutil.which("debootstrap") is None and shutil.which("apt-get") is None:
-        return "debootstrap is not installed and there is no apt-get to install it with"
+        return "debootstrap is absent and there is no apt-get to install it with: install debootstrap"
     if choose_mirror(_apt_mirrors(), codename) is None:
-        return f"apt's sources name no archive for {codename} main"
+        return f"apt's sources name no archive for {codename} main: add one"
     return None
 
 
@@ -123,6 +122,25 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder that goes away afterwards; whoever holds its lock sweeps away what a killed build left."""
+    _sweep(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for mount in reversed([m for m in mounted if m.startswith(f"{folder.resolve()}/")]):
+        checked(["umount", mount], 30)  # a killed debootstrap leaves /proc mounted in its root
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def checked(command: list[str], timeout_s: float, env: dict[str, str] | None = None) -> str:
     """Run a command and return its output; raise CannotBuildError with its last lines when it fails or hangs."""
     try:
@@ -146,11 +164,11 @@ def _make_root(tar: Path, codename: str) -> None:
         checked(["apt-get", "update", "-q"], 300)
         checked(["apt-get", "install", "-qy", "--no-install-recommends", "debootstrap"], 300)
     trust = ["--no-check-gpg"] if mirror.trusted else [f"--keyring={mirror.keyring}"] if mirror.keyring else []
-    with tempfile.TemporaryDirectory(prefix="root-", dir=tar.parent) as folder:
-        root = Path(folder, "root")
+    with work_folder(tar.with_suffix(".build")) as folder:
+        root = folder / "root"
         wanted = ["--variant=minbase", f"--include={','.join(PACKAGES)}", *trust]
         checked(["debootstrap", *wanted, codename, str(root), _address(mirror.url)], DEBOOTSTRAP_TIMEOUT_S, _proxied())
-        unfinished = Path(folder, "root.tar")
+        unfinished = folder / "root.tar"
         left_out = [f"--exclude={pattern}" for pattern in LEFT_OUT]
         checked(["tar", "-C", str(root), "--numeric-owner", *left_out, "-cf", str(unfinished), "."], 300)
         unfinished.replace(tar)
