@@ -158,14 +158,14 @@ class Consumer:
 
     async def _on_batch(self, records: Any) -> None:
         """Handle a batch to its end. FastStream swallows exceptions: what must end the process leaves by a future."""
+        if self._failure.done():
+            return
         self._busy = True
         try:
             await self._handle_batch(records)
             await self._commit(records)
         except Exception as error:  # noqa: BLE001 - the loop's edge: `run` raises it where the process can see it
-            if not self._failure.done():
-                self._failure.set_exception(error)
-            await asyncio.Event().wait()
+            self._failure.set_exception(error)
         finally:
             self._busy = False
 
