@@ -1,7 +1,7 @@
 """The runner's memory on disk (SQLite in the work folder): its id, its attempts, their causes of death, its outbox.
 
 What stands here survives kill -9 and power loss: each method is one durable transaction. An attempt is `accepted`
-before the message's offset is committed, its cause is written before the signal is sent, its end before it is published.
+before the offset is committed, its cause is written before the signal is sent, its end before it is published.
 Owns all SQL of the runner; used by one thread; never decides anything and never talks to Kafka or the engine.
 """
 
@@ -103,7 +103,7 @@ class Journal:
         self._sql.execute("PRAGMA journal_mode = WAL")
         self._sql.execute("PRAGMA synchronous = FULL")
         self._sql.executescript(SCHEMA)
-        born = f"runner-{secrets.token_hex(4)}"
+        born = f"rnr-{secrets.token_hex(4)}"
         self._sql.execute("INSERT OR IGNORE INTO runner (only, runner_id, beat) VALUES (1, ?, 0)", (born,))
         self.runner_id: str = self._sql.execute("SELECT runner_id FROM runner").fetchone()[0]
 

@@ -1,0 +1,106 @@
+"""Objects of the store on the runner's own disk, addressed by their SHA-256, so that a dataset travels once.
+
+A file appears whole or not at all, its digest checked on the way in, read-only for everybody. The folder is kept below a
+size by removing what was used longest ago, never what an attempt holds. It never serves bytes that it has not checked.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from schemas.parts import PinnedObject
+from services.backbone.errors import TransientError
+from services.backbone.objects import Objects, content_key
+
+READ_ONLY = 0o444
+
+
+class DigestMismatch(TransientError):
+    """The store's bytes are not those that were pinned: damaged on the way, or in the store."""
+
+
+@dataclass
+class Cache:
+    """The folder of one runner; any number of attempts may use it at once."""
+
+    folder: Path
+    objects: Objects
+    max_bytes: int
+    _held: Counter[str] = field(default_factory=Counter)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def hold(self, wanted: Sequence[PinnedObject]) -> AsyncIterator[dict[str, Path]]:
+        """Fetch what is missing and keep all of it until the end of the block; digest → file.
+
+        Raises:
+            ObjectMissing: the store does not have one of them.
+            TransientError: the store did not answer, or gave other bytes.
+            OSError: the disk is full.
+        """
+        digests = [pinned.sha256 for pinned in wanted]
+        self._held.update(digests)
+        try:
+            for pinned in wanted:
+                async with self._locks.setdefault(pinned.sha256, asyncio.Lock()):
+                    await self._ensure(pinned)
+            yield {digest: self._path(digest) for digest in digests}
+        finally:
+            self._held.subtract(digests)
+            self._held += Counter()  # forgets those that nobody holds
+            await asyncio.to_thread(self._shrink, frozenset(self._held))
+
+    def clear_unfinished(self) -> None:
+        """Remove what an earlier process was still writing; to be called before the first use."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob("*.part"):
+            leftover.unlink()
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / digest
+
+    async def _ensure(self, pinned: PinnedObject) -> None:
+        path = self._path(pinned.sha256)
+        if path.exists():
+            os.utime(path)
+            return
+        part = path.with_suffix(f".{uuid4().hex}.part")
+        try:
+            with part.open("xb") as target:
+                await self._download(pinned, target)
+            part.chmod(READ_ONLY)
+            part.rename(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def _download(self, pinned: PinnedObject, target: BinaryIO) -> None:
+        digest = hashlib.sha256()
+
+        def take(chunk: bytes) -> None:
+            digest.update(chunk)
+            target.write(chunk)
+
+        async for chunk in self.objects.stream(content_key(pinned.sha256)):
+            await asyncio.to_thread(take, chunk)
+        if digest.hexdigest() != pinned.sha256:
+            raise DigestMismatch(f"the bytes of {pinned.filename} are not those that were pinned")
+
+    def _shrink(self, held: frozenset[str]) -> None:
+        files = [(about.st_mtime, about.st_size, path) for path, about in self._finished()]
+        excess = sum(size for _, size, _ in files) - self.max_bytes
+        for _, size, path in sorted(files):
+            if excess <= 0:
+                return
+            if path.name not in held:
+                path.unlink(missing_ok=True)
+                excess -= size
+
+    def _finished(self) -> list[tuple[Path, os.stat_result]]:
+        return [(path, path.stat()) for path in self.folder.iterdir() if path.suffix != ".part"]

@@ -1,0 +1,89 @@
+"""One thread that follows one container's output and hands its frames to the event loop, never faster than they go.
+
+The engine's stream blocks, so it gets a thread of its own; while Kafka is away the thread waits, and the engine's log
+keeps the rest. A stream's end proves nothing about the container: whoever follows asks the engine afterwards.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import TimeoutError as NotYet
+from typing import Any
+
+from services.runner.errors import EngineUnavailable
+from services.runner.frames import End, Frame, FrameDecoder
+from services.runner.sandbox import LogStream
+
+CHUNKS_AHEAD = 16
+LOOK_UP_EVERY_S = 0.5
+
+
+class Following:
+    """Frames of one stream, from its beginning."""
+
+    def __init__(self, stream: LogStream) -> None:
+        self.ended = asyncio.Event()
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._frames: asyncio.Queue[list[Frame] | None] = asyncio.Queue(CHUNKS_AHEAD)
+        self._closed = threading.Event()
+        self._over = False
+        threading.Thread(target=self._read, name="following", daemon=True).start()
+
+    async def next(self, idle_s: float) -> list[Frame] | None:
+        """Wait for frames and return all that are there; none after `idle_s` without any, None at the stream's end."""
+        if self._over:
+            return None
+        try:
+            async with asyncio.timeout(idle_s):
+                frames = await self._frames.get()
+        except TimeoutError:
+            return []
+        found: list[Frame] = []
+        while frames is not None:
+            found += frames
+            if self._frames.empty():
+                return found
+            frames = self._frames.get_nowait()
+        self._over = True
+        return found or None
+
+    def close(self) -> None:
+        """Stop the thread, whatever it waits for."""
+        self._closed.set()
+        try:
+            self._stream.close()
+        except EngineUnavailable:
+            return  # broken already
+
+    def _read(self) -> None:
+        decoder = FrameDecoder()
+        for chunk in self._stream:
+            frames = decoder.feed(chunk)
+            if frames and not self._hand_over(frames):
+                return
+        self._hand_over(None)
+
+    def _hand_over(self, frames: list[Frame] | None) -> bool:
+        put = self._in_loop(self._put(frames))
+        while put is not None and not self._closed.is_set():
+            try:
+                put.result(LOOK_UP_EVERY_S)
+            except NotYet:
+                continue
+            return True
+        if put is not None:
+            put.cancel()
+        return False
+
+    def _in_loop(self, work: Coroutine[Any, Any, None]) -> Any:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the loop is closed: the process is about to end
+            work.close()
+            return None
+
+    async def _put(self, frames: list[Frame] | None) -> None:
+        if frames is None or any(isinstance(frame, End) for frame in frames):
+            self.ended.set()
+        await self._frames.put(frames)

@@ -1,0 +1,160 @@
+"""A script's output on its way to the topic: frames become batches, batches become LogsAppended and MetricsReported.
+
+The sequence of an event is that of its frames, and a batch is journaled before it is sent: a runner that was killed
+repeats the very same batch under the same ids and goes on behind it, so nothing is lost and nothing is new. `Batches`
+is pure; `OutputPublisher` waits for Kafka as long as it takes, since the container's log keeps what was not sent yet.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Protocol
+
+from schemas.parts import LogLine, MetricPoint, RunAttempt
+from services.backbone.publisher import Publisher
+from services.backbone.retry import until_it_works
+from services.runner.events import Outgoing, Pen, logs_appended, metrics_reported
+from services.runner.frames import Dropped, End, Frame, Log, Metric, Timeout
+
+MAX_BATCH_FRAMES = 500
+MAX_BATCH_BYTES = 512 << 10
+FRAME_OVERHEAD_BYTES = 128
+"""What sequence, stream and time of a line take in JSON, about."""
+
+Output = Log | Metric | Dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Frames that are published together, in order."""
+
+    frames: tuple[Output, ...]
+
+    @property
+    def last(self) -> int:
+        """The sequence up to which output is published when this batch is."""
+        return self.frames[-1].seq
+
+
+class Batches:
+    """Cuts frames into batches and remembers what the end has to tell.
+
+    Frames may be added again and again from the log's beginning: each is taken once.
+
+    Args:
+        sent: what is published for sure.
+        promised: where the batch ends that was journaled last; it is cut there again, as it was.
+    """
+
+    def __init__(self, sent: int = 0, promised: int = 0) -> None:
+        self.sent = sent
+        self.last_output = 0
+        self.last_error_line: str | None = None
+        self.end: End | None = None
+        self.timed_out = False
+        self._seen = 0
+        self._promised = promised
+        self._waiting: deque[Output] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many frames are not yet in a batch."""
+        return len(self._waiting)
+
+    def add(self, frame: Frame) -> None:
+        """Take a frame in, unless it was seen before."""
+        if frame.seq <= self._seen:
+            return
+        self._seen = frame.seq
+        match frame:
+            case End():
+                self.end = frame
+            case Timeout():
+                self.timed_out = True
+            case Log() | Metric() | Dropped():
+                self._add_output(frame)
+
+    def take(self) -> Batch | None:
+        """Cut the next batch; None when there is nothing to send yet."""
+        if self._seen < self._promised and self.end is None:
+            return None
+        if self._waiting and self._waiting[0].seq > self._promised:
+            self._promised = 0
+        frames: list[Output] = []
+        room = MAX_BATCH_BYTES
+        while self._waiting and self._belongs(self._waiting[0], len(frames), room):
+            frames.append(self._waiting.popleft())
+            room -= _size(frames[-1])
+        if not frames:
+            return None
+        self.sent = frames[-1].seq
+        return Batch(tuple(frames))
+
+    def _add_output(self, frame: Output) -> None:
+        if not isinstance(frame, Dropped):
+            self.last_output = frame.seq
+        if isinstance(frame, Log) and frame.stream == "stderr" and frame.text.strip():
+            self.last_error_line = frame.text.strip()
+        if frame.seq > self.sent:
+            self._waiting.append(frame)
+
+    def _belongs(self, frame: Output, taken: int, room: int) -> bool:
+        if self.sent < self._promised:
+            return frame.seq <= self._promised
+        return taken == 0 or (taken < MAX_BATCH_FRAMES and _size(frame) <= room)
+
+
+def events_of(batch: Batch, pen: Pen, now: datetime) -> list[Outgoing]:
+    """Write a batch as events: its lines in one, its metrics in another."""
+    logs = [frame for frame in batch.frames if isinstance(frame, Log | Dropped)]
+    points = [_point(frame) for frame in batch.frames if isinstance(frame, Metric)]
+    events = []
+    if logs:
+        lines = [_line(frame) for frame in logs if isinstance(frame, Log)]
+        dropped = sum(frame.lines for frame in logs if isinstance(frame, Dropped))
+        events.append(logs_appended(pen, lines, dropped, logs[0].seq, now))
+    if points:
+        events.append(metrics_reported(pen, points, now))
+    return events
+
+
+class OutputJournal(Protocol):
+    """What is written down before output is sent."""
+
+    def begin_output(self, ref: RunAttempt, output_from: int, output_to: int) -> None:
+        """Promise a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPublisher:
+    """Sends one attempt's batches, each until Kafka has it."""
+
+    pen: Pen
+    batches: Batches
+    journal: OutputJournal
+    publisher: Publisher
+    clock: Callable[[], datetime] = field(repr=False)
+
+    async def send_all(self) -> None:
+        """Send all that is there; returns when it is acknowledged."""
+        sent = self.batches.sent
+        while (batch := self.batches.take()) is not None:
+            self.journal.begin_output(self.pen.ref, sent, batch.last)
+            events = events_of(batch, self.pen, self.clock())
+            await until_it_works("kafka", partial(self.publisher.publish, events))
+            sent = batch.last
+
+
+def _size(frame: Output) -> int:
+    return FRAME_OVERHEAD_BYTES + (len(frame.text.encode()) if isinstance(frame, Log) else 0)
+
+
+def _line(frame: Log) -> LogLine:
+    stream = "stderr" if frame.stream == "stderr" else "stdout"
+    return LogLine(sequence=frame.seq, stream=stream, text=frame.text, at=frame.at, truncated=frame.truncated)
+
+
+def _point(frame: Metric) -> MetricPoint:
+    return MetricPoint(sequence=frame.seq, name=frame.name, value=frame.value, step=frame.step, at=frame.at)

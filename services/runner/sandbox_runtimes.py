@@ -1,0 +1,42 @@
+"""The runtime images in the runner's own words: which there are, and which image a runtime is.
+
+A thin door before `sandbox_images`, so that nobody else has to know what Docker raises. Calls block: for threads.
+"""
+
+from typing import cast, get_args
+
+import requests.exceptions
+from docker.errors import DockerException
+
+from schemas.parts import Runtime
+from services.runner import sandbox_images
+from services.runner.errors import EngineRefused, EngineUnavailable
+from services.runner.sandbox_rootfs import CannotBuildError
+
+
+def runtimes() -> tuple[Runtime, ...]:
+    """List the runtimes that this host has or can make.
+
+    Raises:
+        EngineUnavailable: the engine did not answer.
+    """
+    try:
+        found = sandbox_images.available()
+    except (DockerException, requests.exceptions.RequestException) as error:
+        raise EngineUnavailable(str(error)) from error
+    return tuple(cast(Runtime, name) for name in found if name in get_args(Runtime))
+
+
+def image_of(runtime: Runtime) -> str:
+    """Return the id of a runtime's image, making the image first if need be: that takes a minute or so.
+
+    Raises:
+        EngineRefused: this host cannot make it.
+        EngineUnavailable: the engine did not answer.
+    """
+    try:
+        return sandbox_images.ensure(runtime)
+    except CannotBuildError as error:
+        raise EngineRefused(str(error)) from error
+    except (DockerException, requests.exceptions.RequestException, OSError) as error:
+        raise EngineUnavailable(str(error)) from error
