@@ -7,6 +7,7 @@
     ├── PoisonError             this message can never be handled: to the dead letters, with its reason
     ├── TooMuchPoison           so many that the consumer stops and says so
     ├── ObjectMissing           no object of that key
+    ├── ObjectExists            an object of that key is there already
     └── SealBroken              sealed bytes that this key and subject do not open
 
 What is none of these, nor one of `is_transient`, is a bug and ends the process.
@@ -41,6 +42,10 @@ class TooMuchPoison(BackboneError):
 
 class ObjectMissing(BackboneError):
     """No object of that key."""
+
+
+class ObjectExists(BackboneError):
+    """An object of that key is there already."""
 
 
 class SealBroken(BackboneError):

@@ -6,15 +6,16 @@ Owns keys and streaming; never knows what the bytes mean. Writes become visible 
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from services.backbone.errors import ObjectMissing, ObjectUnavailable
+from services.backbone.errors import ObjectExists, ObjectMissing, ObjectUnavailable
 
 CHUNK_BYTES = 1 << 20
 
@@ -29,6 +30,14 @@ class StoredObject:
 
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object as a listing shows it; `stored_at` is when it was last written."""
+
+    key: str
+    stored_at: datetime
 
 
 def content_key(sha256: str) -> str:
@@ -83,6 +92,19 @@ class Objects:
         except BaseError as error:
             raise ObjectUnavailable(str(error)) from error
 
+    async def create(self, key: str, value: bytes) -> None:
+        """Store a small value under a key that is still free.
+
+        Raises:
+            ObjectExists: the key is taken; nothing was changed.
+        """
+        try:
+            await obstore.put_async(self._store, key, value, mode="create")
+        except (AlreadyExistsError, FileExistsError) as error:
+            raise ObjectExists(key) from error
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+
     async def get(self, key: str) -> bytes:
         """Read a small value.
 
@@ -113,5 +135,23 @@ class Objects:
             await obstore.delete_async(self._store, key)
         except (NotFoundError, FileNotFoundError):
             return
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+
+    async def listing(self, prefix: str) -> AsyncIterator[ListedObject]:
+        """List the objects below a prefix, such as `objects`."""
+        try:
+            async for batch in obstore.list(self._store, prefix):
+                for meta in batch:
+                    yield ListedObject(meta["path"], meta["last_modified"])
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+
+    async def stored_at(self, key: str) -> datetime | None:
+        """Tell when an object was last written; None when there is none."""
+        try:
+            return (await obstore.head_async(self._store, key))["last_modified"]
+        except (NotFoundError, FileNotFoundError):
+            return None
         except BaseError as error:
             raise ObjectUnavailable(str(error)) from error
