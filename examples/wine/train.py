@@ -1,6 +1,6 @@
 """Train a classifier that tells the cultivar of a wine from its chemical analysis.
 
-Runyard gives the script DATASET_PATH, MODEL_OUTPUT_PATH and METRICS_PATH; hyperparameters come from the run's variables.
+Runyard gives the script DATASET_PATH, MODEL_OUTPUT_PATH and METRICS_PATH; settings come from the run's variables.
 A quarter of the wines is held out: cross-validation never sees it, `score.py` scores the saved model on it.
 """
 

@@ -1,0 +1,52 @@
+"""The `runyard` command: its commands, assembled. Each lives in a file of its own.
+
+Owns how failures reach the user: in words, with the exit code of their kind; `--debug` shows the traceback.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from services.cli.errors import CliError
+from services.cli.tokens import token
+from services.cli.up import up
+
+
+class PlainFailures(TyperGroup):
+    """A group that tells expected failures in plain words."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except CliError as error:
+            if ctx.params.get("debug"):
+                raise
+            Console(stderr=True, highlight=False).print("[bold red]Error:[/]", Text(str(error)), soft_wrap=True)
+            sys.exit(error.exit_code)
+
+
+app = typer.Typer(
+    cls=PlainFailures,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="First time here? [bold]runyard demo[/] trains a real model and shows every step.",
+)
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Train custom models: one REST call in, a sandboxed run, a model version and a complete history out."""
+
+
+app.command()(up)
+app.command()(token)
