@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+
+help: ## Show what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+bootstrap: ## Make sure of uv, the environment, a Docker Engine and Kafka's jars
+	@deploy/bootstrap.sh
+
+demo: ## Set up everything, start the whole system, train a real model through the REST API, stop everything
+	@deploy/bootstrap.sh python3.11
+	@$(BIN)/runyard demo
+
+up: ## Start the whole system on this machine and keep it running (Ctrl-C stops it)
+	@deploy/bootstrap.sh
+	@$(BIN)/runyard up
+
+test: ## Set up everything and run all tests
+	@deploy/bootstrap.sh python3.10 python3.11 python3.12
+	@$(BIN)/pytest
+
+lint: ## Check style, types, import rules, house style and the committed contract documents
+	@deploy/bootstrap.sh
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m schemas.export --check
+	$(BIN)/python -m services.api.openapi --check
+	$(BIN)/pytest -q tests/test_house_style.py
+
+format: ## Put the code into the project's format
+	$(BIN)/ruff check --fix --select I
+	$(BIN)/ruff format
+
+benchmark: ## Measure speed against limits of this machine (needs about two minutes)
+	@deploy/bootstrap.sh python3.11
+	$(BIN)/python -m benchmarks.submissions
+
+.PHONY: help bootstrap demo up test lint format benchmark
