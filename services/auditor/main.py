@@ -1,0 +1,60 @@
+"""The auditor's wiring: which topic goes to which handler, and what runs side by side."""
+
+import asyncio
+
+from schemas.topics import OUTPUT, RUNS, TOPICS
+from services.auditor import broker, store
+from services.auditor.handlers import Handlers
+from services.auditor.settings import AuditorSettings
+from services.backbone.consumer import Consumer, Subscription
+from services.backbone.health import Health, serve_health
+from services.backbone.kafka import client_options, ensure_topics
+from services.backbone.postgres import open_pool
+from services.backbone.publisher import Publisher
+from services.backbone.service import run_parts, run_service
+from services.backbone.telemetry import configure_logs
+
+GROUP = "auditor"
+
+
+def subscriptions(handlers: Handlers) -> tuple[Subscription, ...]:
+    """Say what the auditor reads, and what handles it."""
+    return (
+        Subscription("auditor.runs", (RUNS.name,), handlers.on_runs, GROUP),
+        Subscription("auditor.output", (OUTPUT.name,), handlers.on_output, GROUP),
+    )
+
+
+async def serve(settings: AuditorSettings) -> None:
+    """Run the auditor until a signal comes."""
+    configure_logs("auditor", settings.log_level)
+    health = Health()
+    health.expect("auditor.runs", "auditor.output")
+    await run_parts(serve_health(health, settings.health_host, settings.health_port), _audit(settings, health))
+
+
+async def _audit(settings: AuditorSettings, health: Health) -> None:
+    pool = await open_pool(settings.postgres_url.get_secret_value(), "ledger", settings.postgres_pool_size)
+    publisher = Publisher(client_options(settings))
+    try:
+        await ensure_topics(settings, TOPICS)
+        cluster = await broker.cluster_id(settings)
+        async with pool.acquire() as connection:
+            handlers = Handlers(pool, await store.epoch_of(connection, cluster))
+        consumers = [Consumer(settings, wanted, publisher, health) for wanted in subscriptions(handlers)]
+        async with asyncio.TaskGroup() as group:
+            for consumer in consumers:
+                group.create_task(consumer.run())
+            group.create_task(broker.watch(settings, cluster, settings.broker_check_s))
+    finally:
+        await publisher.close()
+        await pool.close()
+
+
+def main() -> None:
+    """Start the auditor with settings from the environment."""
+    run_service(serve(AuditorSettings()))
+
+
+if __name__ == "__main__":
+    main()
