@@ -1,7 +1,7 @@
 """Objects of the store on the runner's own disk, addressed by their SHA-256, so that a dataset travels once.
 
-A file appears whole or not at all, its digest checked on the way in, read-only for everybody. The folder is kept below a
-size by removing what was used longest ago, never what an attempt holds. It never serves bytes that it has not checked.
+A file appears whole or not at all, its digest checked on the way in, read-only for everybody. The folder is kept below
+a size by removing what was used longest ago, never what an attempt holds. It never serves bytes that were not checked.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from schemas.parts import PinnedObject
 from services.backbone.errors import TransientError
@@ -34,7 +35,7 @@ class Cache:
     objects: Objects
     max_bytes: int
     _held: Counter[str] = field(default_factory=Counter)
-    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     @asynccontextmanager
     async def hold(self, wanted: Sequence[PinnedObject]) -> AsyncIterator[dict[str, Path]]:

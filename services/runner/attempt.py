@@ -1,0 +1,173 @@
+"""The life of one attempt, from accepted to cleaned up, on any number of runner processes one after the other.
+
+Every step looks first at what is there already (the journal, the container by its name), so that it may be killed
+anywhere and begun again. How the run ended is decided in `outcome`; here is only the order in which things are done.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+
+import structlog
+
+from schemas.events import RunQueued
+from schemas.parts import Usage
+from schemas.reason import Reason, RunStatus
+from services.runner import events, folder
+from services.runner.artifact import Collected, Collection, Limits, NoArtifact, collect
+from services.runner.errors import EngineRefused, EngineUnavailable
+from services.runner.events import Aftermath, Pen
+from services.runner.frames import End
+from services.runner.journal import Entry, State
+from services.runner.outcome import Cause, Conclusion, Ended, Exit, Lost, Testimony, conclude
+from services.runner.output import Batches, OutputPublisher
+from services.runner.sandbox import ContainerState
+from services.runner.setting_up import PATIENCE_S, SettingUp, Surroundings
+from services.runner.supplies import GivenUp, patiently
+from services.runner.watch import Watch
+
+UPLOAD_PATIENCE_S = 900.0
+CLEAN_UP_PATIENCE_S = 30.0
+
+log = structlog.get_logger()
+
+
+class Attempt:
+    """One attempt in this process. `run` may be called once; `stop` any time, after its cause was journaled."""
+
+    def __init__(self, entry: Entry, queued: RunQueued, around: Surroundings) -> None:
+        self._entry = entry
+        self._queued = queued
+        self._around = around
+        self._stopping = asyncio.Event()
+        if entry.cause is not None:
+            self._stopping.set()
+        self._pen = Pen(around.runner_id, entry.ref, entry.traceparent)
+        self._output = OutputPublisher(
+            self._pen, Batches(entry.output_from, entry.output_to), around.journal, around.publisher, now
+        )
+        self._setting_up = SettingUp(entry, queued, around, self._stopping)
+        self._log = log.bind(run_id=entry.ref.run_id, attempt=entry.ref.attempt)
+
+    def stop(self) -> None:
+        """Let the attempt end as its journaled cause says."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """See the attempt through to its end; returns when the end is journaled and everything is cleaned up."""
+        state: ContainerState | None = None
+        try:
+            state = await self._container()
+            if state is None:
+                conclusion = self._conclude(None, NoArtifact())
+            else:
+                state = await self._watch(state)
+                conclusion = await self._conclude_with_artifact(state)
+        except GivenUp as problem:
+            conclusion = problem.lost
+        except EngineRefused as problem:
+            refusal = f"the engine refused: {problem.reason}"
+            conclusion = Ended(RunStatus.FAILED, Reason.SANDBOX_REFUSED, refusal[: 1 << 10])
+        except EngineUnavailable as problem:
+            conclusion = Lost(Reason.ENGINE_UNAVAILABLE, str(problem))
+        except Exception as problem:  # noqa: BLE001 - the edge: one broken attempt must not take the others along
+            self._log.exception("attempt_broke")
+            conclusion = Lost(Reason.CONTAINER_LOST, f"the runner failed: {type(problem).__name__}")
+        self._end(conclusion, state)
+        await self._clean_up()
+
+    async def _container(self) -> ContainerState | None:
+        """Find the attempt's container or set it up, and tell that it has started; None when it must not start."""
+        was_running = self._entry.state is State.RUNNING
+        state = await self._setting_up.find(None if was_running else PATIENCE_S)
+        if state is None and was_running:
+            raise GivenUp(Lost(Reason.CONTAINER_LOST, "the container is gone"))
+        if state is None or state.status == "created":
+            state = await self._setting_up.start()
+        if state is not None and not was_running:
+            started_at = state.started_at or now()
+            event = events.run_started(self._pen, state.container_id, started_at)
+            self._around.journal.record_start(self._entry.ref, state.container_id, started_at, event)
+            self._around.changed()
+            self._log.info("run_started", container_id=state.container_id)
+        return state
+
+    async def _watch(self, state: ContainerState) -> ContainerState | None:
+        limit_s = self._queued.spec.timeout_s
+        watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout)
+        return await watch.until_over(state, limit_s, self._stopping)
+
+    def _on_timeout(self) -> None:
+        cause = self._around.journal.set_cause(self._entry.ref, Cause.TIMEOUT)
+        self._log.info("run_timed_out", cause=cause)
+
+    async def _conclude_with_artifact(self, state: ContainerState | None) -> Conclusion:
+        first = self._conclude(state, NoArtifact())
+        if not isinstance(first, Ended) or first.status is not RunStatus.SUCCEEDED:
+            return first
+        return self._conclude(state, await self._collect())
+
+    def _conclude(self, state: ContainerState | None, artifact: Collection) -> Conclusion:
+        entry = self._around.journal.entry(self._entry.ref)
+        exit_ = Exit(state.exit_code, state.oom_killed) if state else Exit()
+        batches = self._output.batches
+        cause = entry.cause if entry else None
+        return conclude(Testimony(cause, batches.end, exit_, batches.last_error_line), artifact)
+
+    async def _collect(self) -> Collection:
+        """Take the artifact and put it into the object store."""
+        place = self._setting_up.folder
+        private, limits = place.path / "artifact", Limits(self._around.limits.max_artifact_bytes)
+
+        def take() -> Collection:
+            private.unlink(missing_ok=True)
+            return collect(place.out, private, limits)
+
+        try:
+            found = await asyncio.to_thread(take)
+        except OSError as problem:
+            raise GivenUp(Lost(Reason.DISK_FULL, f"the artifact could not be copied: {problem.strerror}")) from problem
+        if isinstance(found, Collected):
+            store = self._around.supplies.objects.store_file
+            await patiently(lambda: store(found.path, found.sha256), Reason.UPLOAD_FAILED, UPLOAD_PATIENCE_S)
+        return found
+
+    def _end(self, conclusion: Conclusion, state: ContainerState | None) -> None:
+        event, aftermath = None, self._aftermath(state)
+        if isinstance(conclusion, Ended):
+            event = events.run_ended(self._pen, conclusion, aftermath)
+        elif isinstance(conclusion, Lost):
+            event = events.attempt_lost(self._pen, conclusion, aftermath.ended_at)
+        self._around.journal.record_end(self._entry.ref, now(), event)
+        self._around.changed()
+        reason = getattr(conclusion, "reason", None)
+        self._log.info("attempt_ended", conclusion=type(conclusion).__name__, reason=reason)
+
+    def _aftermath(self, state: ContainerState | None) -> Aftermath:
+        end = self._output.batches.end
+        entry = self._around.journal.entry(self._entry.ref)
+        ended_at = (end.ended_at if end else None) or (state.finished_at if state else None) or now()
+        return Aftermath(
+            ended_at=ended_at,
+            started_at=entry.started_at if entry else None,
+            usage=usage_of(end) if end and end.error is None else None,
+            output_sequence=self._output.batches.last_output,
+        )
+
+    async def _clean_up(self) -> None:
+        """Remove container and folder; what cannot be removed now is swept later."""
+        name, path = self._setting_up.name, self._setting_up.folder.path
+        try:
+            await self._around.engine.ask(lambda engine: engine.remove(name), CLEAN_UP_PATIENCE_S)
+            await asyncio.to_thread(folder.remove, path)
+        except (EngineUnavailable, EngineRefused, OSError) as problem:
+            self._log.warning("clean_up_failed", error=str(problem))
+
+
+def usage_of(end: End) -> Usage:
+    """Tell what the script used."""
+    return Usage(peak_memory_bytes=end.peak_memory_bytes, cpu_s=end.cpu_seconds, wall_s=max(end.wall_seconds, 0.0))
+
+
+def now() -> datetime:
+    """Read the clock."""
+    return datetime.now(UTC)

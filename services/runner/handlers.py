@@ -1,0 +1,76 @@
+"""What comes in on this runner's partition of `runyard.dispatch`: runs to take and attempts to stop.
+
+A handler only writes to the journal and wakes somebody: the offset is committed when it returns, and nothing slow
+stands before that. Every message may come again, late, or before the one that it is about.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from schemas.cloudevents import CloudEvent
+from schemas.events import RunQueued, RunRevoked
+from schemas.parts import RunAttempt
+from schemas.reason import Reason, status_of
+from services.backbone.consumer import Received
+from services.runner.events import Aftermath, Pen, run_ended
+from services.runner.journal import Journal, State
+from services.runner.outcome import Cause, Ended
+from services.runner.roster import Roster
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """Handlers of one runner; `changed` wakes its outbox and its heart."""
+
+    journal: Journal
+    roster: Roster
+    changed: Callable[[], None]
+
+    def on_run_queued(self, queued: RunQueued, traceparent: str | None) -> None:
+        """Take the run; one that was taken before is let alone, or its end is told again."""
+        ref = RunAttempt(run_id=queued.run_id, attempt=queued.attempt)
+        if self.journal.accept(queued, traceparent):
+            log.info("run_accepted", run_id=ref.run_id, attempt=ref.attempt)
+        entry = self.journal.entry(ref)
+        if entry is not None and entry.state is not State.ENDED:
+            self.roster.launch(entry)
+        elif self.journal.republish_end(ref):
+            log.info("end_republished", run_id=ref.run_id, attempt=ref.attempt)
+        self.changed()
+
+    def on_run_revoked(self, revoked: RunRevoked, traceparent: str | None) -> None:
+        """Stop the attempt; one that was never seen will never start, and a cancelled one is told as ended."""
+        ref = RunAttempt(run_id=revoked.run_id, attempt=revoked.attempt)
+        cause = Cause.USER_REQUEST if revoked.reason is Reason.USER_REQUEST else Cause.REPLACED
+        now, told = datetime.now(UTC), None
+        if cause is Cause.USER_REQUEST:
+            ended = Ended(status_of(Reason.USER_REQUEST), Reason.USER_REQUEST, "stopped on request")
+            told = run_ended(Pen(self.journal.runner_id, ref, traceparent), ended, Aftermath(ended_at=now))
+        if not self.journal.refuse(ref, cause, now, told):
+            counts = self.journal.set_cause(ref, cause)
+            log.info("run_revoked", run_id=ref.run_id, attempt=ref.attempt, cause=counts)
+            self.roster.stop(ref)
+            self._tell_end_again(ref)
+        self.changed()
+
+    async def handle(self, batch: Sequence[Received]) -> None:
+        """Handle a batch in order; what is addressed to another runner of the partition is none of ours."""
+        for received in batch:
+            if not isinstance(received.event, CloudEvent):
+                continue
+            data, traceparent = received.event.data, received.event.traceparent
+            if isinstance(data, RunQueued) and data.runner_id == self.journal.runner_id:
+                self.on_run_queued(data, traceparent)
+            elif isinstance(data, RunRevoked) and data.runner_id == self.journal.runner_id:
+                self.on_run_revoked(data, traceparent)
+
+    def _tell_end_again(self, ref: RunAttempt) -> None:
+        """Whoever revokes an attempt that has ended has not heard of its end."""
+        entry = self.journal.entry(ref)
+        if entry is not None and entry.state is State.ENDED:
+            self.journal.republish_end(ref)

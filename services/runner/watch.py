@@ -1,0 +1,123 @@
+"""Watching a container that runs: its output on, its stop orders and its deadline in, until the engine says it is over.
+
+The shim keeps the deadline by itself; what stands here is the backstop for a shim that does not, and it never kills for
+any other cause: not because Kafka is away, not because the engine was.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, repeat
+
+from services.runner.errors import EngineRefused
+from services.runner.following import Following
+from services.runner.output import OutputPublisher
+from services.runner.sandbox import ContainerState
+from services.runner.setting_up import Surroundings
+
+FLUSH_EVERY_S = 0.2
+IDLE_S = 5.0
+FIRST_POLLS_S, LATER_POLLS_S = (0.01, 0.02, 0.05, 0.1, 0.2), 0.5
+MARGIN_S = 5.0
+"""How much longer than the grace period the shim may take before the whole container is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """One container, by name."""
+
+    name: str
+    around: Surroundings
+    output: OutputPublisher
+    on_timeout: Callable[[], None]
+
+    async def until_over(self, state: ContainerState, limit_s: float, stopping: asyncio.Event) -> ContainerState | None:
+        """Publish output until the container is over and all of its output is out.
+
+        Returns:
+            The container's last state; None when it is gone.
+        """
+        guard = asyncio.create_task(self._guard(self._left_s(state, limit_s), stopping))
+        try:
+            return await self._follow_until_over()
+        finally:
+            guard.cancel()
+            await asyncio.gather(guard, return_exceptions=True)
+
+    def _left_s(self, state: ContainerState, limit_s: float) -> float:
+        began = state.started_at or datetime.now(UTC)
+        age_s = max(0.0, (datetime.now(UTC) - began).total_seconds())
+        return max(0.0, limit_s + self.around.limits.grace_s + MARGIN_S - age_s)
+
+    async def _guard(self, left_s: float, stopping: asyncio.Event) -> None:
+        """Stop the container when it is told to, or when it outlives its deadline."""
+        engine = self.around.engine
+        try:
+            async with asyncio.timeout(left_s):
+                await stopping.wait()
+        except TimeoutError:
+            self.on_timeout()
+        else:
+            await engine.ask(lambda sandbox: sandbox.terminate(self.name))
+            await asyncio.sleep(self.around.limits.grace_s + MARGIN_S)
+        await engine.ask(lambda sandbox: sandbox.kill(self.name))
+
+    async def _follow_until_over(self) -> ContainerState | None:
+        """Follow the log, again from its beginning whenever the stream broke, until it was read after the end."""
+        while True:
+            before = await self._state()
+            await self._follow_once(before)
+            await self.output.send_all()
+            if self.output.batches.end is not None:
+                return await self._wait_until_over()
+            if before is None or _is_over(before):
+                return before
+            await asyncio.sleep(FLUSH_EVERY_S)
+
+    async def _follow_once(self, state: ContainerState | None) -> None:
+        if state is None:
+            return
+        try:
+            following = Following(await self.around.engine.ask(lambda sandbox: sandbox.follow(self.name)))
+        except EngineRefused:  # it was removed just now; whoever asks for its state will see
+            return
+        try:
+            while self.output.batches.end is None and (frames := await following.next(IDLE_S)) is not None:
+                timed_out = self.output.batches.timed_out
+                for frame in frames:
+                    self.output.batches.add(frame)
+                if self.output.batches.timed_out and not timed_out:
+                    self.on_timeout()
+                await self.output.send_all()
+                if not frames and _is_over(await self._state()):
+                    return  # the stream hangs: the log is read once more
+                await _wait_for(following.ended, FLUSH_EVERY_S)
+        finally:
+            following.close()
+
+    async def _wait_until_over(self) -> ContainerState | None:
+        """The shim has said its last word: the container is about to be over, and is killed if it is not."""
+        patience = asyncio.get_running_loop().time() + MARGIN_S
+        for delay in chain(FIRST_POLLS_S, repeat(LATER_POLLS_S)):
+            if _is_over(state := await self._state()):
+                return state
+            if asyncio.get_running_loop().time() > patience:
+                await self.around.engine.ask(lambda sandbox: sandbox.kill(self.name))
+            await asyncio.sleep(delay)
+        raise AssertionError("polls never end")
+
+    async def _state(self) -> ContainerState | None:
+        return await self.around.engine.ask(lambda sandbox: sandbox.inspect(self.name))
+
+
+def _is_over(state: ContainerState | None) -> bool:
+    return state is None or state.status in ("exited", "dead", "removing")
+
+
+async def _wait_for(event: asyncio.Event, longest_s: float) -> None:
+    try:
+        async with asyncio.timeout(longest_s):
+            await event.wait()
+    except TimeoutError:
+        return
