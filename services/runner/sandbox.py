@@ -6,7 +6,7 @@ script's variables: they would stand in `docker inspect`. All calls block: call 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,7 @@ RUNNER_LABEL = "runyard.runner_id"
 
 CPU_PERIOD_US = 100_000
 SHM_BYTES = 256 * 1024 * 1024
-OPEN_FILES = 65_536
+OPEN_FILES = 4096  # INR_OPEN_MAX of linux/fs.h: above the engine's own limit no container would start
 ENTRY = [PYTHON, "-I", "-S", "-B", f"{MOUNTED_AT}/slot/shim.py"]
 # The shim bounds what is logged; the engine must neither rotate nor drop, whatever its own defaults say (FACTS.md:
 # following a rotated log loses lines). `max-size` has no word for unlimited.
@@ -105,7 +105,7 @@ class LogStream:
     nothing, so ask `Sandbox.inspect`, and follow again with a decoder that skips what was seen.
     """
 
-    def __init__(self, stream: CancellableStream[bytes]) -> None:
+    def __init__(self, stream: "CancellableStream[bytes]") -> None:
         self._stream = stream
 
     def __iter__(self) -> Iterator[bytes]:
@@ -113,10 +113,12 @@ class LogStream:
             yield from self._stream
         except (*_BROKEN, ValueError):
             return  # closed here or broken there: what is raised depends on what was being read
+        finally:
+            self._stream._response.close()  # type: ignore[attr-defined]  # else the garbage collector closes it
 
     def close(self) -> None:
         """Stop following; may be called by another thread than the one that iterates."""
-        with _translated():
+        with suppress(OSError, AttributeError):  # it may have ended by itself just now
             self._stream.close()
 
 
