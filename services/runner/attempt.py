@@ -18,7 +18,7 @@ from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.events import Aftermath, Pen
 from services.runner.frames import End
 from services.runner.journal import Entry, State
-from services.runner.outcome import Cause, Conclusion, Ended, Exit, Lost, Testimony, conclude
+from services.runner.outcome import Cause, Conclusion, Ended, Evidence, Exit, Lost, conclude
 from services.runner.output import Batches, OutputPublisher
 from services.runner.sandbox import ContainerState
 from services.runner.setting_up import PATIENCE_S, SettingUp, Surroundings
@@ -111,7 +111,7 @@ class Attempt:
         exit_ = Exit(state.exit_code, state.oom_killed) if state else Exit()
         batches = self._output.batches
         cause = entry.cause if entry else None
-        return conclude(Testimony(cause, batches.end, exit_, batches.last_error_line), artifact)
+        return conclude(Evidence(cause, batches.end, exit_, batches.last_error_line), artifact)
 
     async def _collect(self) -> Collection:
         """Take the artifact and put it into the object store."""

@@ -34,7 +34,7 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True)
-class Testimony:
+class Evidence:
     """What is known of an attempt that is over: the shim's end record, the engine's words, the script's last words."""
 
     cause: Cause | None
@@ -70,14 +70,14 @@ class Replaced:
 Conclusion = Ended | Lost | Replaced
 
 
-def conclude(testimony: Testimony, artifact: Collection) -> Conclusion:
+def conclude(evidence: Evidence, artifact: Collection) -> Conclusion:
     """Decide how an attempt ended.
 
     Args:
-        testimony: all that is known but the artifact.
+        evidence: all that is known but the artifact.
         artifact: what was collected; it only counts for a script that ended well by itself.
     """
-    cause, end = testimony.cause, testimony.end
+    cause, end = evidence.cause, evidence.end
     if cause is Cause.REPLACED:
         return Replaced()
     exit_code = end.exit_code if end else None
@@ -86,8 +86,8 @@ def conclude(testimony: Testimony, artifact: Collection) -> Conclusion:
     if cause is Cause.TIMEOUT or (end and end.timed_out):
         return _ended(Reason.TIMEOUT, "stopped at its time limit", exit_code)
     if end is None:
-        return _without_end_record(testimony.exit)
-    return _by_itself(end, testimony, artifact)
+        return _without_end_record(evidence.exit)
+    return _by_itself(end, evidence, artifact)
 
 
 def _without_end_record(exit_: Exit) -> Conclusion:
@@ -96,7 +96,7 @@ def _without_end_record(exit_: Exit) -> Conclusion:
     return Lost(Reason.CONTAINER_LOST, f"the container ended without an end record (exit code {exit_.exit_code})")
 
 
-def _by_itself(end: End, testimony: Testimony, artifact: Collection) -> Conclusion:
+def _by_itself(end: End, evidence: Evidence, artifact: Collection) -> Conclusion:
     if end.error is not None:
         return _ended(Reason.SANDBOX_REFUSED, f"the script could not be started: {end.error}", None)
     if end.output_quota_exceeded:
@@ -104,14 +104,14 @@ def _by_itself(end: End, testimony: Testimony, artifact: Collection) -> Conclusi
     if end.terminated:
         return Lost(Reason.CONTAINER_LOST, "somebody else stopped the container")
     if end.exit_code != 0:
-        return _failed_script(end, testimony)
+        return _failed_script(end, evidence)
     return _good_script(artifact)
 
 
-def _failed_script(end: End, testimony: Testimony) -> Ended:
-    if end.oom_kills or testimony.exit.oom_killed:
+def _failed_script(end: End, evidence: Evidence) -> Ended:
+    if end.oom_kills or evidence.exit.oom_killed:
         return _ended(Reason.OUT_OF_MEMORY, "the run used more memory than it asked for", end.exit_code)
-    return _ended(Reason.SCRIPT_ERROR, _last_words(end, testimony.last_error_line), end.exit_code)
+    return _ended(Reason.SCRIPT_ERROR, _last_words(end, evidence.last_error_line), end.exit_code)
 
 
 def _good_script(artifact: Collection) -> Ended:

@@ -1,0 +1,154 @@
+"""The runner's journal: what was written once is there after a crash, byte for byte."""
+
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from schemas.events import RunQueued
+from schemas.parts import Compute, PinnedDataset, RunAttempt, TrainingSpec
+from services.runner.events import Outgoing
+from services.runner.journal import Journal, State
+from services.runner.outcome import Cause
+
+NOW = datetime(2026, 3, 13, 16, 10, tzinfo=UTC)
+SPEC = TrainingSpec(
+    entry_point="train.py",
+    runtime="python3.11",
+    compute=Compute(cpu_cores=1, memory_gb=1),
+    timeout_s=60,
+    assets=(),
+    dataset=PinnedDataset(filename="wine.csv", sha256="ab" * 32, size_bytes=1, dataset_id="dts-00000000"),
+)
+
+
+def queued(run_id: str = "run-1", attempt: int = 1) -> RunQueued:
+    return RunQueued(run_id=run_id, attempt=attempt, runner_id="rnr-1", tenant_id="acme", model_id="mdl-1", spec=SPEC)
+
+
+def ref(run_id: str = "run-1", attempt: int = 1) -> RunAttempt:
+    return RunAttempt(run_id=run_id, attempt=attempt)
+
+
+def event(text: str) -> Outgoing:
+    return Outgoing("runyard.runs", "run-1", [("ce_id", text.encode()), ("ce_type", b"t")], text.encode() + b"\xff")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "work" / "journal.db"
+
+
+def test_the_runners_id_is_born_once_and_its_beats_never_repeat(path: Path) -> None:
+    first = Journal(path)
+    runner_id, beats = first.runner_id, [first.next_beat(), first.next_beat()]
+    first.close()
+    again = Journal(path)
+    assert again.runner_id == runner_id
+    assert [*beats, again.next_beat()] == [1, 2, 3]
+    again.close()
+
+
+def test_a_second_process_cannot_open_the_journal(path: Path) -> None:
+    journal = Journal(path)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        Journal(path)
+    journal.close()
+
+
+def test_an_attempt_is_accepted_once_with_a_slot_of_its_own(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.accept(queued("run-1"), "trace")
+    assert not journal.accept(queued("run-1"), None)
+    assert journal.accept(queued("run-2"), None)
+    assert [(entry.ref.run_id, entry.slot) for entry in journal.unfinished()] == [("run-1", 0), ("run-2", 1)]
+    journal.record_end(ref("run-1"), NOW, None)
+    assert journal.accept(queued("run-3"), None)
+    assert [entry.slot for entry in journal.unfinished()] == [1, 0]
+    journal.close()
+
+
+def test_what_was_accepted_survives_a_crash(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(queued(), "trace")
+    journal.record_start(ref(), "container", NOW, event("started"))
+    journal.begin_output(ref(), 4, 9)
+    journal.close()
+    again = Journal(path)
+    (entry,) = again.unfinished()
+    again.close()
+    assert entry.queued == queued()
+    assert (entry.state, entry.container_id, entry.started_at) == (State.RUNNING, "container", NOW)
+    assert (entry.output_from, entry.output_to, entry.traceparent) == (4, 9, "trace")
+
+
+def test_the_first_cause_wins(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(queued(), None)
+    assert journal.set_cause(ref(), Cause.TIMEOUT) is Cause.TIMEOUT
+    assert journal.set_cause(ref(), Cause.USER_REQUEST) is Cause.TIMEOUT
+    entry = journal.entry(ref())
+    assert entry is not None
+    assert entry.cause is Cause.TIMEOUT
+    journal.close()
+
+
+def test_an_end_is_written_once_and_leaves_the_outbox_with_the_same_bytes_each_time(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(queued(), None)
+    journal.record_start(ref(), "container", NOW, event("started"))
+    journal.record_end(ref(), NOW, event("ended"))
+    journal.record_end(ref(), NOW, event("another end"))
+    waiting = journal.unpublished()
+    assert [item.event for item in waiting] == [event("started"), event("ended")]
+    journal.mark_published(item.position for item in waiting)
+    assert journal.unpublished() == []
+    journal.close()
+    again = Journal(path)
+    assert again.republish_end(ref())
+    assert [item.event for item in again.unpublished()] == [event("ended")]
+    again.close()
+
+
+def test_a_start_is_told_once_even_if_it_is_recorded_again(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(queued(), None)
+    journal.record_start(ref(), "container", NOW, event("started"))
+    journal.record_start(ref(), "container", NOW, event("started"))
+    assert len(journal.unpublished()) == 1
+    journal.close()
+
+
+def test_an_attempt_that_was_revoked_unseen_is_never_accepted(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.refuse(ref(), Cause.USER_REQUEST, NOW, event("cancelled"))
+    assert not journal.refuse(ref(), Cause.REPLACED, NOW, None)
+    assert not journal.accept(queued(), None)
+    assert journal.unfinished() == []
+    assert [item.event for item in journal.unpublished()] == [event("cancelled")]
+    journal.close()
+
+
+def test_only_what_has_ended_and_was_published_is_forgotten(path: Path) -> None:
+    journal = Journal(path)
+    for run in ("told", "untold", "open"):
+        journal.accept(queued(run), None)
+    journal.record_end(ref("told"), NOW, event("told"))
+    journal.mark_published(item.position for item in journal.unpublished())
+    journal.record_end(ref("untold"), NOW, event("untold"))
+    journal.forget(NOW + timedelta(seconds=1))
+    assert journal.entry(ref("told")) is None
+    assert journal.entry(ref("untold")) is not None
+    assert journal.entry(ref("open")) is not None
+    journal.close()
+
+
+def test_what_has_ended_lately_is_listed_newest_first(path: Path) -> None:
+    journal = Journal(path)
+    for minutes, run in enumerate(("oldest", "middle", "newest")):
+        journal.accept(queued(run), None)
+        journal.record_end(ref(run), NOW + timedelta(minutes=minutes), None)
+    assert journal.lately_ended(NOW + timedelta(seconds=1), 5) == [ref("newest"), ref("middle")]
+    assert journal.lately_ended(NOW, 1) == [ref("newest")]
+    journal.close()

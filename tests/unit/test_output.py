@@ -1,0 +1,109 @@
+"""Frames become batches: in order, bounded, and after a crash the very same ones again."""
+
+from datetime import UTC, datetime
+
+from schemas.cloudevents import data_of, decode
+from schemas.events import LogsAppended, MetricsReported
+from schemas.ids import event_id
+from schemas.parts import RunAttempt
+from services.runner.events import Pen
+from services.runner.frames import Dropped, End, Frame, Log, Metric, Started, Timeout
+from services.runner.output import MAX_BATCH_FRAMES, Batch, Batches, events_of
+
+NOW = datetime(2026, 3, 13, 16, 10, tzinfo=UTC)
+PEN = Pen("rnr-1", RunAttempt(run_id="run-1", attempt=2), None)
+
+
+def line(seq: int, text: str = "hello", stream: str = "stdout") -> Log:
+    return Log(seq=seq, stream=stream, text=text, at=NOW)
+
+
+def metric(seq: int) -> Metric:
+    return Metric(seq=seq, name="loss", value=0.5, step=1, at=NOW)
+
+
+def added(batches: Batches, *frames: Frame) -> Batches:
+    for frame in frames:
+        batches.add(frame)
+    return batches
+
+
+def sequences(batches: Batches) -> list[list[int]]:
+    found = []
+    while (batch := batches.take()) is not None:
+        found.append([frame.seq for frame in batch.frames])
+    return found
+
+
+LOG: list[Frame] = [Started(seq=1, at=NOW), *(line(seq) for seq in range(2, 8)), metric(8), line(9)]
+
+
+def test_output_is_taken_once_and_in_order() -> None:
+    batches = added(Batches(), *LOG, *LOG)
+    assert sequences(batches) == [[2, 3, 4, 5, 6, 7, 8, 9]]
+    assert added(batches, line(10)).take() == Batch((line(10),))
+
+
+def test_a_batch_is_bounded_in_lines() -> None:
+    batches = added(Batches(), *(line(seq) for seq in range(1, 2 * MAX_BATCH_FRAMES + 2)))
+    assert [len(batch) for batch in sequences(batches)] == [MAX_BATCH_FRAMES, MAX_BATCH_FRAMES, 1]
+
+
+def test_a_batch_is_bounded_in_bytes_and_never_empty() -> None:
+    batches = added(Batches(), *(line(seq, "x" * 200_000) for seq in range(1, 6)), line(6, "y" * 900_000))
+    assert sequences(batches) == [[1, 2], [3, 4], [5], [6]]
+
+
+def test_a_runner_that_was_killed_repeats_the_batch_that_it_had_promised_and_goes_on_behind_it() -> None:
+    batches = Batches(sent=3, promised=6)
+    assert added(batches, *LOG[:4]).take() is None  # not all of the promised batch was read yet
+    assert sequences(added(batches, *LOG)) == [[4, 5, 6], [7, 8, 9]]
+
+
+def test_a_promised_batch_is_not_cut_by_today_s_limits() -> None:
+    batches = added(Batches(sent=0, promised=3), *(line(seq, "x" * 300_000) for seq in range(1, 5)))
+    assert sequences(batches) == [[1, 2, 3], [4]]
+
+
+def test_repeated_events_have_the_same_ids_and_data() -> None:
+    before = added(Batches(), *LOG).take()
+    after = added(Batches(sent=0, promised=9), *LOG, line(10)).take()
+    assert before is not None
+    assert after is not None
+    assert events_of(before, PEN, NOW) == events_of(after, PEN, NOW)
+
+
+def test_lines_and_metrics_travel_in_events_of_their_own_with_ids_of_their_first_sequence() -> None:
+    batch = added(Batches(), *LOG).take()
+    assert batch is not None
+    logs, metrics = events_of(batch, PEN, NOW)
+    told = data_of("runyard.run.logs_appended.v1", logs.value)
+    assert isinstance(told, LogsAppended)
+    assert [entry.sequence for entry in told.lines] == [2, 3, 4, 5, 6, 7, 9]
+    points = data_of("runyard.run.metrics_reported.v1", metrics.value)
+    assert isinstance(points, MetricsReported)
+    assert [(point.sequence, point.value) for point in points.points] == [(8, 0.5)]
+    assert decode(logs.headers, logs.value).id == event_id("run-1", 2, "runyard.run.logs_appended.v1", 2)
+    assert decode(metrics.headers, metrics.value).id == event_id("run-1", 2, "runyard.run.metrics_reported.v1", 8)
+    assert (logs.topic, logs.key) == ("runyard.output", "run-1")
+
+
+def test_dropped_lines_are_counted_in_an_event_even_without_a_line() -> None:
+    batches = added(Batches(), Dropped(seq=4, lines=7, bytes=99))
+    batch = batches.take()
+    assert batch is not None
+    (event,) = events_of(batch, PEN, NOW)
+    told = data_of("runyard.run.logs_appended.v1", event.value)
+    assert isinstance(told, LogsAppended)
+    assert (told.lines, told.dropped_lines) == ((), 7)
+    assert batches.last_output == 0
+
+
+def test_the_end_is_remembered_with_what_it_has_to_tell() -> None:
+    end = End(seq=6, exit_code=1, signal=None)
+    frames: list[Frame] = [line(1), line(2, "ValueError: no", "stderr"), line(3, " ", "stderr"), Timeout(seq=4, at=NOW)]
+    batches = added(Batches(sent=3, promised=3), *frames, Dropped(seq=5, lines=1, bytes=1), end)
+    assert batches.end == end
+    assert batches.timed_out
+    assert (batches.last_output, batches.last_error_line) == (3, "ValueError: no")
+    assert sequences(batches) == [[5]]
