@@ -59,8 +59,9 @@ Handle = Callable[[Sequence[Received]], Awaitable[None]]
 class Subscription:
     """What a consumer reads.
 
-    With `group` its offsets are kept by Kafka; without, it reads from the beginning each time. With `partitions` it
-    reads just these, by manual assignment, and no rebalance ever touches it.
+    With `group` its offsets are kept by Kafka; without, it reads from the beginning each time, or with `from_end` only
+    what comes from now on. With `partitions` it reads just these, by manual assignment, and no rebalance ever touches
+    it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Subscription:
     handle: Handle
     group: str | None = None
     partitions: tuple[int, ...] = ()
+    from_end: bool = False
 
 
 class Consumer:
@@ -121,7 +123,7 @@ class Consumer:
             partitions=[TopicPartition(topic, number) for topic in wanted.topics for number in wanted.partitions],
             batch=True,
             group_id=wanted.group,
-            auto_offset_reset="earliest",
+            auto_offset_reset="latest" if wanted.from_end else "earliest",
             ack_policy=AckPolicy.MANUAL,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             fetch_max_wait_ms=BATCH_WAIT_MS,
