@@ -12,7 +12,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from services.cli.errors import CliError
+from services.cli.operations import migrate, replay, verify
+from services.cli.runs import cancel, logs, runs
 from services.cli.tokens import token
+from services.cli.train import train
 from services.cli.up import up
 
 
@@ -48,5 +51,7 @@ def main(
     """Train custom models: one REST call in, a sandboxed run, a model version and a complete history out."""
 
 
-app.command()(up)
-app.command()(token)
+for use in (up, train, runs, logs, cancel, token):
+    app.command()(use)
+for operate in (migrate, replay, verify):
+    app.command(rich_help_panel="Operations")(operate)

@@ -1,0 +1,136 @@
+"""`runyard train`: a script and a file in, a trained version out, watched on the way.
+
+Owns the exit code. Ctrl-C stops the watching, not the run.
+"""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.cli.api_client import Api, Json
+from services.cli.connection import open_api
+from services.cli.display import RunDisplay
+from services.cli.errors import UsageRefused
+from services.cli.follow import follow_run
+from services.cli.options import DEFAULT_URL, DataDirOption, TokenOption, UrlOption
+from services.cli.uploads import Files, ready_model
+
+EXIT_CODE = {"succeeded": 0, "failed": 1, "cancelled": 3}
+EXIT_INTERRUPTED = 130
+
+EnvOption = Annotated[
+    list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="A variable for the script; repeatable.")
+]
+AssetOption = Annotated[
+    list[Path] | None,
+    typer.Option("--asset", help="Another file: .py lies beside the script, others beside the data; repeatable."),
+]
+ModelOption = Annotated[
+    str | None, typer.Option(help="The model's name.", show_default="the name of the script's folder")
+]
+CpuOption = Annotated[int | None, typer.Option(min=1, max=32, help="CPU cores for the run.", show_default="2")]
+MemoryOption = Annotated[int | None, typer.Option(min=1, max=128, help="GB of memory for the run.", show_default="8")]
+TimeoutOption = Annotated[
+    int | None, typer.Option(min=1, max=86_400, help="Seconds after which it is cancelled.", show_default="7200")
+]
+
+
+def train(  # noqa: PLR0913 - every parameter is an option of the command line
+    script: Annotated[Path, typer.Argument(help="The training script.")],
+    data: Annotated[Path, typer.Option(help="The dataset; the script finds it at DATASET_PATH.")],
+    data_dir: DataDirOption,
+    model: ModelOption = None,
+    runtime: Annotated[str, typer.Option(help="python3.10, python3.11 or python3.12.")] = "python3.11",
+    cpu_cores: CpuOption = None,
+    memory_gb: MemoryOption = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Ask for a GPU.")] = False,
+    timeout: TimeoutOption = None,
+    env: EnvOption = None,
+    label: Annotated[str | None, typer.Option(help="A label for the run.")] = None,
+    asset: AssetOption = None,
+    url: UrlOption = DEFAULT_URL,
+    token: TokenOption = None,
+) -> None:
+    """Train a model: upload the script and its data, start a run, follow it to its end.
+
+    The model and its dataset are found again by name, so that the next call makes the next version. The script reads
+    DATASET_PATH and writes its model to MODEL_OUTPUT_PATH; JSON lines in METRICS_PATH become metrics.
+
+    Exit codes: 0 succeeded, 1 failed, 2 refused, 3 cancelled or timed out, 4 nobody answers, 130 Ctrl-C (it goes on).
+
+    [bold]Examples[/bold]
+
+      runyard train examples/wine/train.py --data examples/wine/wine.csv
+
+      runyard train train.py --data big.csv --asset layers.py -e EPOCHS=50 --memory-gb 16 --timeout 3600
+    """
+    compute = {"cpu_cores": cpu_cores, "memory_gb": memory_gb, "gpu": gpu or None}
+    wanted = {
+        "entry_point": script.name,
+        "runtime": runtime,
+        "environment_vars": variables_of(env or ()),
+        "compute": {name: value for name, value in compute.items() if value is not None},
+        "run_label": label,
+        "timeout_seconds": timeout,
+    }
+    body = {name: value for name, value in wanted.items() if value is not None}
+    files = Files(script, data, asset or ())
+    files.check()
+    name = model or script.absolute().parent.name or "model"
+    sys.exit(asyncio.run(_train(open_api(url, token, data_dir), name, files, body)))
+
+
+def variables_of(words: Sequence[str]) -> dict[str, str]:
+    """Read `NAME=VALUE` words; a value may hold `=`.
+
+    >>> variables_of(["EPOCHS=50", "FORMULA=a=b"])
+    {'EPOCHS': '50', 'FORMULA': 'a=b'}
+
+    Raises:
+        UsageRefused: a word has no `=`.
+    """
+    variables = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UsageRefused(f"--env {word!r}: write NAME=VALUE")
+        variables[name] = value
+    return variables
+
+
+async def _train(client: Api, name: str, files: Files, body: Json) -> int:
+    console = Console(highlight=False)
+    async with client as api:
+        with console.status("uploading"):
+            model = await ready_model(api, name, files)
+        run = await api.post(f"/models/{model['model_id']}/custom/train", body)
+        console.print(f"{run['run_id']} trains {name} ({model['model_id']})", markup=False, soft_wrap=True)
+        try:
+            with RunDisplay(console) as display:
+                ended = await follow_run(api, run, display)
+        except asyncio.CancelledError:
+            console.print(_left_running(run["run_id"]), soft_wrap=True)
+            return EXIT_INTERRUPTED
+        if ended["status"] == "succeeded" and (version := await _version(api, ended)):
+            place = f"{api.url}/api/v1/models/{model['model_id']}/versions/{version}/artifact"
+            console.print(f"version {version}: {place}", markup=False, soft_wrap=True)
+    return EXIT_CODE[ended["status"]]
+
+
+async def _version(api: Api, run: Json) -> int | None:
+    """Find the version that a run made; the run itself may show it a moment later."""
+    async for version in api.pages(f"/models/{run['model_id']}/versions"):
+        if version["run_id"] == run["run_id"]:
+            return int(version["version"])
+    return None
+
+
+def _left_running(run_id: str) -> str:
+    return (
+        f"\nThe run goes on. Follow it:  runyard logs {run_id} -f\nStop it:                     runyard cancel {run_id}"
+    )
