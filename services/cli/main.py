@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from services.cli.demo import demo
 from services.cli.errors import CliError
 from services.cli.operations import migrate, replay, verify
 from services.cli.runs import cancel, logs, runs
@@ -26,11 +27,20 @@ class PlainFailures(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except CliError as error:
-            if ctx.params.get("debug"):
+        except (CliError, ExceptionGroup) as failure:
+            error = expected_failure(failure)
+            if error is None or ctx.params.get("debug"):
                 raise
             Console(stderr=True, highlight=False).print("[bold red]Error:[/]", Text(str(error)), soft_wrap=True)
             sys.exit(error.exit_code)
+
+
+def expected_failure(failure: Exception) -> CliError | None:
+    """Find the failure that the user can understand, be it alone or the first of several that happened side by side."""
+    if isinstance(failure, ExceptionGroup):
+        expected = failure.subgroup(CliError)
+        return expected_failure(expected.exceptions[0]) if expected else None
+    return failure if isinstance(failure, CliError) else None
 
 
 app = typer.Typer(
@@ -51,7 +61,7 @@ def main(
     """Train custom models: one REST call in, a sandboxed run, a model version and a complete history out."""
 
 
-for use in (up, train, runs, logs, cancel, token):
+for use in (demo, up, train, runs, logs, cancel, token):
     app.command()(use)
 for operate in (migrate, replay, verify):
     app.command(rich_help_panel="Operations")(operate)
