@@ -1,0 +1,154 @@
+"""What clients send: request bodies, their limits and defaults, and the rules for names. Pure.
+
+JSON types are strict and unknown fields are refused. Owns every limit of a body that the OpenAPI document shows.
+"""
+
+import re
+import unicodedata
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from schemas.parts import Runtime
+
+MAX_CPU_CORES, DEFAULT_CPU_CORES = 32, 2
+MAX_MEMORY_GB, DEFAULT_MEMORY_GB = 128, 8
+MAX_TIMEOUT_S, DEFAULT_TIMEOUT_S = 86_400, 7_200
+MAX_VARIABLES = 100
+MAX_VARIABLES_BYTES = 64 * 1024
+MAX_NAME_CHARACTERS = 256
+MAX_FILENAME_BYTES = 255
+
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+RESERVED_NAMES = frozenset(
+    {
+        *("DATASET_PATH", "MODEL_OUTPUT_PATH", "METRICS_PATH", "CHECKPOINT_PATH", "FAILURE_PATH", "RUN_ID", "ATTEMPT"),
+        *("RESUME", "HOME", "TMPDIR", "PATH", "LANG", "PYTHONUNBUFFERED"),
+    }
+)
+RESERVED_PREFIXES = ("LD_", "PYTHON", "RUNYARD_", "DOCKER_")
+
+
+def plain_text(text: str) -> str:
+    """Accept text that is one line of valid Unicode.
+
+    Raises:
+        ValueError: it holds control characters or half a character.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise ValueError("must be one line of text without control characters")
+    return text
+
+
+def safe_filename(name: str) -> str:
+    """Accept a name that is a plain file name on every system that a run may meet.
+
+    Raises:
+        ValueError: with the rule that it breaks.
+    """
+    plain_text(name)
+    if not 1 <= len(name.encode()) <= MAX_FILENAME_BYTES:
+        raise ValueError(f"a file name has 1 to {MAX_FILENAME_BYTES} bytes")
+    if "/" in name or "\\" in name:
+        raise ValueError("a file name holds no path separators")
+    if name.startswith(("-", "..")) or name in (".", "..") or name != name.strip():
+        raise ValueError("a file name does not begin with '-' or '..', nor begin or end with a space")
+    return name
+
+
+def fitting_variables(variables: dict[str, str]) -> dict[str, str]:
+    """Accept variables that a script can get.
+
+    Raises:
+        ValueError: a name is malformed or reserved, a value cannot be passed on, or there is too much of it.
+    """
+    if len(variables) > MAX_VARIABLES:
+        raise ValueError(f"at most {MAX_VARIABLES} variables; these are {len(variables)}")
+    for name, value in variables.items():
+        if not VARIABLE_NAME.fullmatch(name):
+            raise ValueError(f"{_shown(name)}: a name has letters, digits and '_', no digit first, at most 128")
+        if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
+            raise ValueError(f"{name}: this name is reserved for the run itself")
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{name}: a value holds no NUL and no half characters")
+    total = sum(len(name.encode()) + len(value.encode()) for name, value in variables.items())
+    if total > MAX_VARIABLES_BYTES:
+        raise ValueError(f"at most {MAX_VARIABLES_BYTES} bytes of names and values; these are {total}")
+    return variables
+
+
+def _shown(name: str) -> str:
+    return ascii(name[:40] + "…" if len(name) > 40 else name)
+
+
+PlainText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
+Filename = Annotated[str, AfterValidator(safe_filename)]
+Variables = Annotated[
+    dict[str, str],
+    Field(
+        description=f"Variables for the script: at most {MAX_VARIABLES}, names and values together at most"
+        f" {MAX_VARIABLES_BYTES} bytes. Names match {VARIABLE_NAME.pattern} and are none of "
+        + ", ".join((*sorted(RESERVED_NAMES), *(f"{prefix}…" for prefix in RESERVED_PREFIXES)))
+        + ". Values are any text without NUL; they are kept sealed and forgotten when the run ends.",
+    ),
+    AfterValidator(fitting_variables),
+]
+
+
+class Body(BaseModel):
+    """A JSON body: strict types, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DatasetBody(Body):
+    """A new dataset; its bytes follow by PUT …/content."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "wine"}]})
+
+    name: Name
+
+
+class ModelBody(Body):
+    """A new model."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "wine quality", "model_type": "custom"}]})
+
+    name: Name
+    model_type: Literal["custom", "auto"]
+    dataset_id: str | None = Field(default=None, max_length=64, description="The dataset that its runs train on.")
+
+
+class ComputeBody(Body):
+    """What a run needs of a machine. A GB is 2³⁰ bytes."""
+
+    cpu_cores: int = Field(default=DEFAULT_CPU_CORES, ge=1, le=MAX_CPU_CORES)
+    memory_gb: int = Field(default=DEFAULT_MEMORY_GB, ge=1, le=MAX_MEMORY_GB)
+    gpu: bool = Field(default=False, description="Ask for a GPU worker; the run waits until there is one.")
+
+
+class TrainBody(Body):
+    """A request to train."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "entry_point": "train.py",
+                    "runtime": "python3.11",
+                    "environment_vars": {"LEARNING_RATE": "0.001", "EPOCHS": "50"},
+                    "compute": {"cpu_cores": 4, "memory_gb": 16, "gpu": False},
+                    "run_label": "custom-run-experiment-1",
+                    "timeout_seconds": 14400,
+                }
+            ]
+        }
+    )
+
+    entry_point: str = Field(min_length=1, max_length=255, description="Filename of a script asset of the model.")
+    runtime: Runtime
+    environment_vars: Variables = Field(default_factory=dict)
+    compute: ComputeBody = Field(default_factory=ComputeBody)
+    run_label: PlainText | None = None
+    timeout_seconds: int = Field(default=DEFAULT_TIMEOUT_S, ge=1, le=MAX_TIMEOUT_S)

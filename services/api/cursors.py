@@ -1,0 +1,61 @@
+"""Opaque cursors: where a list or a stream goes on. Pure. Clients hand them back as they got them."""
+
+import base64
+import binascii
+import json
+from datetime import datetime
+
+MAX_CHARACTERS = 512
+
+
+class CursorRefused(ValueError):
+    """The text is no cursor of ours."""
+
+
+def encode_cursor(*parts: str | int) -> str:
+    """Write a place as a cursor.
+
+    >>> decode_cursor(encode_cursor(2, "a"), int, str)
+    (2, 'a')
+    """
+    return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str, *types: type) -> tuple[str | int, ...]:
+    """Read a cursor that has parts of these types.
+
+    Raises:
+        CursorRefused: it has not.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise CursorRefused("not a cursor of this list")
+    try:
+        parts = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, RecursionError) as error:
+        raise CursorRefused("not a cursor of this list") from error
+    if not isinstance(parts, list) or [type(part) for part in parts] != list(types):
+        raise CursorRefused("not a cursor of this list")
+    if any(isinstance(part, int) and not 0 <= part < 1 << 31 for part in parts):
+        raise CursorRefused("not a cursor of this list")
+    if any(isinstance(part, str) and not part.isprintable() for part in parts):
+        raise CursorRefused("not a cursor of this list")
+    return tuple(parts)
+
+
+def encode_place(created_at: datetime, identity: str) -> str:
+    """Write the place behind an item of a list that is ordered by time and id."""
+    return encode_cursor(created_at.isoformat(), identity)
+
+
+def decode_place(text: str | None) -> tuple[datetime | None, str | None]:
+    """Read the place in a list that is ordered by time and id; no cursor is its beginning."""
+    if text is None:
+        return None, None
+    moment, identity = decode_cursor(text, str, str)
+    try:
+        created_at = datetime.fromisoformat(str(moment))
+    except ValueError as error:
+        raise CursorRefused("not a cursor of this list") from error
+    if created_at.tzinfo is None:
+        raise CursorRefused("not a cursor of this list")
+    return created_at, str(identity)

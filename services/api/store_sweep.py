@@ -1,0 +1,50 @@
+"""Rows that have served their time, and which objects are still needed. Nothing but SQL and what it returns."""
+
+from collections.abc import Sequence
+
+from services.api.store import Executor
+from services.backbone.outbox import sweep
+from services.backbone.postgres import Connection
+
+KEYS_KEPT = "7 days"
+OUTBOX_KEPT = "7 days"
+
+DELETE_KEYS = "DELETE FROM idempotency_keys WHERE created_at < now() - $1::text::interval"
+SWEPT_RUNS = """
+UPDATE runs SET outbox_swept = true WHERE run_id IN (
+    SELECT run_id FROM runs WHERE NOT outbox_swept AND end_seen_at < now() - $1::text::interval LIMIT $2
+) RETURNING run_id
+"""
+NEEDED = """
+SELECT sha256 FROM datasets WHERE sha256 = ANY($1::text[])
+UNION SELECT sha256 FROM assets WHERE sha256 = ANY($1::text[])
+UNION SELECT sha256 FROM versions WHERE sha256 = ANY($1::text[])
+UNION SELECT pinned ->> 'sha256' FROM runs
+    CROSS JOIN LATERAL jsonb_array_elements(state -> 'spec' -> 'assets' || (state -> 'spec' -> 'dataset')) pinned
+    WHERE end_seen_at IS NULL AND pinned ->> 'sha256' = ANY($1::text[])
+UNION SELECT state -> 'artifact' ->> 'sha256' FROM runs
+    WHERE end_seen_at IS NULL AND state -> 'artifact' ->> 'sha256' = ANY($1::text[])
+"""
+HOLDERS = "SELECT run_id FROM runs WHERE run_id = ANY($1::text[])"
+
+
+async def delete_old_keys(executor: Executor) -> None:
+    """Forget answers that need not be repeated any more."""
+    await executor.execute(DELETE_KEYS, KEYS_KEPT)
+
+
+async def sweep_outbox(connection: Connection, limit: int) -> int:
+    """Forget the sent events of runs that ended long ago; returns how many runs were swept."""
+    runs = [row["run_id"] for row in await connection.fetch(SWEPT_RUNS, OUTBOX_KEPT, limit)]
+    await sweep(connection, runs)
+    return len(runs)
+
+
+async def needed_digests(executor: Executor, digests: Sequence[str]) -> set[str]:
+    """Tell which of these objects something still refers to."""
+    return {row["sha256"] for row in await executor.fetch(NEEDED, list(digests))}
+
+
+async def known_runs(executor: Executor, run_ids: Sequence[str]) -> set[str]:
+    """Tell which of these runs exist."""
+    return {row["run_id"] for row in await executor.fetch(HOLDERS, list(run_ids))}

@@ -1,0 +1,85 @@
+"""Sweeping up behind the api: secrets of ended runs, old keys, old outbox rows, objects that nothing refers to.
+
+Whatever a crash left is found here later. Objects go only when they are a day old, so that an upload whose row is not
+committed yet is never touched.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import structlog
+
+from services.api.store import transaction
+from services.api.store_runs import leftover_variables, variables_gone
+from services.api.store_sweep import delete_old_keys, known_runs, needed_digests, sweep_outbox
+from services.api.variables import SealedVariables
+from services.backbone.errors import is_transient
+from services.backbone.objects import ListedObject, Objects
+
+UNREFERENCED_FOR = timedelta(days=1)
+BATCH = 500
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeper:
+    """Sweeps again and again."""
+
+    pool: asyncpg.Pool
+    objects: Objects
+    variables: SealedVariables
+
+    async def run(self, every_s: float) -> None:
+        """Sweep until cancelled; a transient failure only puts it off."""
+        while True:
+            try:
+                await self.sweep(datetime.now(UTC))
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.warning("sweep_put_off", error=repr(error))
+            await asyncio.sleep(every_s)
+
+    async def sweep(self, now: datetime) -> None:
+        """Sweep once."""
+        for run_id in await leftover_variables(self.pool, BATCH):
+            await self.variables.delete(run_id)
+            await variables_gone(self.pool, run_id)
+        await delete_old_keys(self.pool)
+        async with transaction(self.pool) as connection:
+            await sweep_outbox(connection, BATCH)
+        await self._sweep_objects(now - UNREFERENCED_FOR)
+
+    async def _sweep_objects(self, before: datetime) -> None:
+        async for batch in _old(self.objects, "objects", before):
+            needed = await needed_digests(self.pool, list(batch))
+            await self._delete({digest: key for digest, key in batch.items() if digest not in needed})
+        async for batch in _old(self.objects, "variables", before):
+            known = await known_runs(self.pool, list(batch))
+            await self._delete({run_id: key for run_id, key in batch.items() if run_id not in known})
+        async for batch in _old(self.objects, "uploads", before):
+            await self._delete(batch)
+
+    async def _delete(self, keys: dict[str, str]) -> None:
+        for key in keys.values():
+            await self.objects.delete(key)
+        if keys:
+            log.info("objects_swept", objects=len(keys))
+
+
+async def _old(objects: Objects, prefix: str, before: datetime) -> AsyncIterator[dict[str, str]]:
+    """List objects written before a time, in batches: the last part of each key, and the key."""
+    batch: dict[str, str] = {}
+    found: ListedObject
+    async for found in objects.listing(prefix):
+        if found.stored_at < before:
+            batch[found.key.rpartition("/")[2]] = found.key
+        if len(batch) == BATCH:
+            yield batch
+            batch = {}
+    if batch:
+        yield batch
