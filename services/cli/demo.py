@@ -65,7 +65,7 @@ async def _demo(data_dir: Path, console: Console) -> int:
         options = SystemOptions(data_dir, HOST, _port(API_PORT), _port(KAFKA_PORT))
         async with running_system(options, say) as system:
             systems.append(system)
-            async with Api(system.api_url, system.token(Claims(tenant="demo", subject="demo-user"))) as api:
+            async with Api(system.api_url, system.token(Claims(subject="demo"))) as api:
                 try:
                     await _tell(Story(api, system, console))
                 finally:

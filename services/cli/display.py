@@ -30,11 +30,11 @@ class RunDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=8, transient=True)
         self._spinner = Spinner("dots")
         self._began = time.monotonic()
         self._state: tuple[str, str] | None = None
         self.series: dict[str, list[float]] = {}
+        self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

@@ -41,12 +41,14 @@ def path_of(run: Json) -> str:
 
 
 async def follow_run(api: Api, run: Json, watcher: Watcher) -> Json:
-    """Tell a watcher everything about a run until it has ended; returns the run as it ended."""
+    """Tell a watcher everything about a run, its end last; returns the run as it ended."""
     async with asyncio.TaskGroup() as group:
         group.create_task(follow_stream(api, f"{path_of(run)}/logs", watcher.on_line))
         group.create_task(follow_stream(api, f"{path_of(run)}/metrics", watcher.on_point))
-        ended = group.create_task(_follow_state(api, run, watcher))
-    return ended.result()
+        following = group.create_task(_follow_state(api, run, watcher))
+    ended = following.result()
+    watcher.on_run(ended)
+    return ended
 
 
 async def follow_stream(api: Api, path: str, on_item: Callable[[Json], None], after: str | None = None) -> None:
@@ -80,7 +82,7 @@ async def _follow_state(api: Api, run: Json, watcher: Watcher) -> Json:
             if time.monotonic() - heard_at > GIVE_UP_S:
                 raise
         else:
-            watcher.on_run(run)
             if run["status"] in ENDS:
                 return run
+            watcher.on_run(run)
         await asyncio.sleep(POLL_S)

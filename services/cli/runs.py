@@ -20,6 +20,9 @@ from services.cli.errors import UsageRefused
 from services.cli.follow import follow_stream, path_of
 from services.cli.options import DEFAULT_URL, DataDirOption, TokenOption, UrlOption
 
+PIPE_WIDTH = 200
+"""Where no terminal says how wide it is, nothing shall be cut off."""
+
 RunArgument = Annotated[str, typer.Argument(help="The run's id, as `runyard runs` lists it.")]
 
 
@@ -77,7 +80,7 @@ def cancel(
 async def _runs(client: Api, wanted: str | None, limit: int) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("run", "model", "status", "reason", "version", "created", "took", "label"):
-        table.add_column(column, no_wrap=column == "run")
+        table.add_column(column, no_wrap=True)
     async with client as api:
         found = False
         async for model in api.pages("/models", limit=200):
@@ -87,7 +90,10 @@ async def _runs(client: Api, wanted: str | None, limit: int) -> None:
             for run in page["items"]:
                 found = True
                 table.add_row(*_row(model["name"], run))
-    Console(highlight=False).print(table if found else "no runs")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
+    console.print(table if found else "no runs")
 
 
 def _row(model: str, run: Json) -> list[Text]:
@@ -95,7 +101,7 @@ def _row(model: str, run: Json) -> list[Text]:
     if run["started_at"] and run["ended_at"]:
         seconds = datetime.fromisoformat(run["ended_at"]) - datetime.fromisoformat(run["started_at"])
         took = f"{seconds.total_seconds():.1f} s"
-    created = f"{datetime.fromisoformat(run['created_at']).astimezone():%Y-%m-%d %H:%M:%S}"
+    created = f"{datetime.fromisoformat(run['created_at']).astimezone():%m-%d %H:%M:%S}"
     words = (run["reason"] or "", str(run["version"] or ""), created, took, run["run_label"] or "")
     return [Text(run["run_id"]), Text(model), Text(run["status"], STYLE[run["status"]]), *map(Text, words)]
 
