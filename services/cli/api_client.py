@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
-from services.cli.errors import ApiRefused, ApiUnreachable
+from services.cli.errors import ApiRefused, ApiUnreachable, CliError, problem_text
 
 Json = dict[str, Any]
 
@@ -90,17 +90,26 @@ class Api:
         return digest.hexdigest()
 
     async def events(self, path: str, after: str | None, **parameters: Any) -> AsyncIterator[ServerSentEvent]:
-        """Follow a stream of server-sent events from behind an event's id; ends when the server or the line does."""
+        """Follow a stream of server-sent events from behind an event's id; ends when the server ends it.
+
+        Raises:
+            ApiUnreachable: the line broke, or is silent.
+        """
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         timeout = httpx.Timeout(STREAM_SILENCE_S, connect=5.0)
-        async with self._client.stream(
-            "GET", path, params=_given(parameters), headers=headers, timeout=timeout
-        ) as response:
-            if response.is_error:
-                await response.aread()
-                raise _refused(response)
-            async for event in EventSource(response).aiter_sse():
-                yield event
+        request = self._client.build_request("GET", path, params=_given(parameters), headers=headers, timeout=timeout)
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                if response.is_error:
+                    await response.aread()
+                    raise _refused(response)
+                async for event in EventSource(response).aiter_sse():
+                    yield event
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     async def _request(self, method: str, path: str, *, content: Path | None = None, **options: Any) -> Json:
         for remaining in reversed(range(TRIES)):
@@ -132,7 +141,7 @@ def _answer(response: httpx.Response) -> Json:
     return answer
 
 
-def _refused(response: httpx.Response) -> ApiRefused:
+def _refused(response: httpx.Response) -> CliError:
     try:
         problem = response.json()
     except ValueError:
@@ -142,6 +151,8 @@ def _refused(response: httpx.Response) -> ApiRefused:
     if response.status_code == httpx.codes.UNAUTHORIZED:
         hint = "Pass a token with --token or RUNYARD_TOKEN; `runyard token` prints one for the system of a data folder."
         problem = {**problem, "detail": f"{problem.get('detail', '')} {hint}".strip()}
+    if response.is_server_error:
+        return ApiUnreachable(problem_text(response.status_code, problem))
     return ApiRefused(response.status_code, problem)
 
 

@@ -24,7 +24,7 @@ class UsageRefused(CliError):
 
 
 class ApiUnreachable(CliError):
-    """Nobody answers at the URL, or not in time."""
+    """Nobody answers at the URL, or not in time, or the answer is that something is wrong there."""
 
     exit_code = 4
 

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import httpx
-
 from services.cli.api_client import Api, Json
 from services.cli.errors import ApiUnreachable
 
@@ -64,11 +62,12 @@ async def follow_stream(api: Api, path: str, on_item: Callable[[Json], None], af
                 heard_at = time.monotonic()
                 if event.event == "end":
                     return
-                after = event.id or after
-                on_item(json.loads(event.data))
-        except httpx.TransportError as error:
+                if event.data:  # a server that is being stopped may leave an event without any
+                    on_item(json.loads(event.data))
+                    after = event.id
+        except ApiUnreachable:
             if time.monotonic() - heard_at > GIVE_UP_S:
-                raise ApiUnreachable(f"{api.url} has not answered for {GIVE_UP_S:.0f} s") from error
+                raise
         await asyncio.sleep(RECONNECT_S)
 
 
