@@ -123,6 +123,7 @@ class Consumer:
             partitions=[TopicPartition(topic, number) for topic in wanted.topics for number in wanted.partitions],
             batch=True,
             group_id=wanted.group,
+            group_instance_id=self._group_instance_id(),
             auto_offset_reset="latest" if wanted.from_end else "earliest",
             ack_policy=AckPolicy.MANUAL,
             session_timeout_ms=SESSION_TIMEOUT_MS,
@@ -135,6 +136,12 @@ class Consumer:
         )
         subscriber(self._on_batch)
         return subscriber
+
+    def _group_instance_id(self) -> str | None:
+        """Name a static member (KIP-345): killed and started again it goes on at once, not after a session timeout."""
+        if self._settings.instance_id is None or self._subscription.group is None or self._subscription.partitions:
+            return None
+        return f"{self._settings.instance_id}-{self._subscription.name}"
 
     async def _parse(self, records: tuple[ConsumerRecord, ...]) -> KafkaMessage:
         """Wrap raw records without looking into them: FastStream's parser fails on null and non-UTF-8 headers."""

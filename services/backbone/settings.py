@@ -13,6 +13,10 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="RUNYARD_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     log_level: str = "info"
+    instance_id: str | None = Field(
+        default=None,
+        description="a name that this instance keeps over restarts: its partitions wait for it instead of moving",
+    )
     health_host: str = "127.0.0.1"
     health_port: int = Field(default=0, ge=0, le=65535, description="0 picks a free port")
     kafka_bootstrap_servers: str = "127.0.0.1:9092"

@@ -222,7 +222,7 @@ def service_settings(
     options: SystemOptions, data_dir: DataDir, addresses: Addresses, secrets: Secrets
 ) -> dict[str, dict[str, str]]:
     """Tell each service's settings; secrets go to those only that need them. Pure."""
-    shared = {"RUNYARD_KAFKA_BOOTSTRAP_SERVERS": addresses.kafka_bootstrap_servers}
+    shared = {"RUNYARD_KAFKA_BOOTSTRAP_SERVERS": addresses.kafka_bootstrap_servers, "RUNYARD_INSTANCE_ID": "up"}
     objects = {"RUNYARD_OBJECTS_URL": data_dir.objects_url, "RUNYARD_SEALING_KEY": secrets.sealing_key}
     runner = {
         "RUNYARD_WORK_DIR": str(data_dir.work),
