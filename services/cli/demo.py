@@ -30,6 +30,7 @@ from services.cli.stopping import until_stopped
 from services.cli.system import RunningSystem, SystemOptions, can_bind, running_system
 from services.cli.tokens import Claims
 
+EXIT_INTERRUPTED = 130
 HOST, API_PORT, KAFKA_PORT = "127.0.0.1", 8000, 9092
 
 
@@ -74,7 +75,8 @@ async def _demo(data_dir: Path, console: Console) -> int:
             say("stopping everything in order")
 
     if await until_stopped(work(), say, kill):
-        return 130
+        say("interrupted; nothing is left running")
+        return EXIT_INTERRUPTED
     took_s = time.monotonic() - began
     console.print(f"\n[bold green]Done[/] in {took_s:.1f} s. Nothing is left running; open it again with:\n")
     console.print(f"  runyard up --data-dir {DataDir.at(data_dir).path}\n", markup=False, soft_wrap=True)

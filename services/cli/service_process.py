@@ -22,8 +22,9 @@ QUICK_DEATH_S = 15.0
 MOST_QUICK_DEATHS = 5
 FIRST_DELAY_S = 0.5
 STOP_TIMEOUT_S = 12.0
-READY_TIMEOUT_S = 60.0
-READY_POLL_S = 0.1
+READY_TIMEOUT_S = 120.0
+"""Kafka waits 45 s for a member of a group that was killed before it lets its successor read."""
+READY_POLL_S = 0.2
 CHECKOUT = Path(__file__).parents[2]
 
 Say = Callable[[str], None]
