@@ -70,11 +70,11 @@ class Handlers:
 def _arrival(received: Received, broker_epoch: int) -> Arrival:
     """Take an event as it came; what is no fact of a run is filed under its subject."""
     event = received.event
-    known = isinstance(event, CloudEvent)
+    data = event.data if isinstance(event, CloudEvent) else None
     return Arrival(
-        run_id=event.data.run_id if known and isinstance(event.data, RunFact) else event.subject,
+        run_id=data.run_id if isinstance(data, RunFact) else event.subject,
         event_id=event.id,
-        type=event.data.type if known else event.type,
+        type=event.data.type if isinstance(event, CloudEvent) else event.type,
         source=event.source,
         subject=event.subject,
         occurred_at=event.time,

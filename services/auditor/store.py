@@ -79,7 +79,7 @@ async def save_histories(connection: Connection, histories: Mapping[str, History
 
 async def lock_head(connection: Connection) -> Head:
     """Lock the end of the audit chain until the end of the transaction."""
-    row = await connection.fetchrow("SELECT index, hash FROM audit_head FOR UPDATE")
+    [row] = await connection.fetch("SELECT index, hash FROM audit_head FOR UPDATE")
     return Head(row["index"], row["hash"])
 
 
@@ -231,7 +231,7 @@ async def next_links(connection: Connection, after: int, limit: int) -> list[Cha
 
 async def read_head(connection: Connection) -> Head:
     """Read where the audit chain ends."""
-    row = await connection.fetchrow("SELECT index, hash FROM audit_head")
+    [row] = await connection.fetch("SELECT index, hash FROM audit_head")
     return Head(row["index"], row["hash"])
 
 
