@@ -1,9 +1,8 @@
 """The entry of every run's container: PID 1, which starts the script and writes down all that happens to it.
 
 It owns the script's processes and the container's standard output, where it writes one JSON object per line ("frames",
-read back by `services.runner.frames`), each with the next `seq`. It runs alone inside the container on Python 3.10
-to 3.12, so it must never import anything but the standard library, and it must never believe the script: what the
-script prints, writes or forks is bounded here, and the deadline holds even when nobody outside is left to watch.
+see `services.runner.frames`), each with the next `seq`. It must never import anything but the standard library of Python
+3.10 to 3.12, nor believe the script: what that prints, writes or forks is bounded, and the deadline holds without us.
 """
 
 import codecs
@@ -365,10 +364,10 @@ def consumption() -> tuple[int, float, int]:
     reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
     kills = counter("memory.events", "oom_kill") or counter("memory/memory.oom_control", "oom_kill")
     micros, nanos = counter("cpu.stat", "usage_usec"), counter("cpuacct/cpuacct.usage")
-    cpu_s = micros / 1e6 if micros is not None else nanos / 1e9 if nanos is not None else None
-    peak_bytes = counter("memory.peak") or counter("memory/memory.max_usage_in_bytes")
     reaped_s = reaped.ru_utime + reaped.ru_stime
-    return kills or 0, reaped_s if cpu_s is None else cpu_s, peak_bytes or reaped.ru_maxrss * 1024
+    cpu_s = micros / 1e6 if micros is not None else nanos / 1e9 if nanos is not None else reaped_s
+    peak_bytes = counter("memory.peak") or counter("memory/memory.max_usage_in_bytes")
+    return kills or 0, cpu_s, peak_bytes or reaped.ru_maxrss * 1024
 
 
 def counter(file: str, key: str = "") -> int | None:
