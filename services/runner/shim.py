@@ -1,8 +1,8 @@
 """The entry of every run's container: PID 1, which starts the script and writes down all that happens to it.
 
 It owns the script's processes and the container's standard output, where it writes one JSON object per line ("frames",
-see `services.runner.frames`), each with the next `seq`. It must never import anything but the standard library of Python
-3.10 to 3.12, nor believe the script: what that prints, writes or forks is bounded, and the deadline holds without us.
+see `services.runner.frames`) with the next `seq`. It must never import more than the standard library of Python 3.10,
+nor believe the script: what that prints, writes or forks is bounded here, and the deadline holds without a runner.
 """
 
 import codecs
@@ -25,8 +25,7 @@ CHUNK_BYTES = 65536
 BACKLOG_BYTES = 262144  # frames that the engine has not taken yet; above this the script's pipes are left alone
 METRICS_EVERY_S = 0.2
 REAP_WITHIN_S = 10.0
-EXIT_NOT_STARTED = 125  # what `docker run` answers when it could not start a command
-PR_SET_DUMPABLE = 4  # linux/prctl.h
+EXIT_NOT_STARTED, PR_SET_DUMPABLE = 125, 4  # as `docker run` answers; linux/prctl.h
 CGROUP = "/sys/fs/cgroup"
 # Terminal control must not reach whoever reads the logs: C0 becomes its Unicode pictures, C1 is replaced.
 HARMLESS = {code: 0x2400 + code for code in range(32) if code != 9} | dict.fromkeys(range(127, 160), 0xFFFD)
