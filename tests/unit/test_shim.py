@@ -145,7 +145,7 @@ def test_sigterm_goes_to_the_scripts_whole_group(slot: Slot) -> None:
         "import os, signal, sys, time\n"
         "child = os.fork()\n"
         "def stop(*_):\n"
-        "    print('stopped', 'child' if child == 0 else 'parent')\n"
+        "    os.write(1, b'stopped child\\n' if child == 0 else b'stopped parent\\n')  # print is not reentrant\n"
         "    child and os.wait()\n"
         "    sys.exit(4)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
