@@ -110,6 +110,7 @@ class EmbeddedKafka:
         """
         jars = await asyncio.to_thread(fetch_jars)
         self._folder.mkdir(parents=True, exist_ok=True)
+        await self._process.end_leftover()
         self.port = kept_port(self._folder / "port", self._wanted_port)
         settings = self._folder / "server.properties"
         settings.write_text(self._properties(controller_port=free_port()))
@@ -173,6 +174,7 @@ class EmbeddedKafka:
                     self._process.check_alive()
                     await asyncio.sleep(POLL_S * 5)
         except TimeoutError:
+            self.kill()
             raise ServerFailed(
                 f"Kafka did not answer within {START_TIMEOUT_S:.0f} s:\n{self._process.log_tail()}"
             ) from None

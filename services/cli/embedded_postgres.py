@@ -15,7 +15,14 @@ from pathlib import Path
 
 import asyncpg
 
-from services.cli.embedded_process import POLL_S, ServerFailed, ServerProcess, kept_port, unprivileged_user
+from services.cli.embedded_process import (
+    POLL_S,
+    ServerFailed,
+    ServerProcess,
+    end_process,
+    kept_port,
+    unprivileged_user,
+)
 
 ADMIN = "runyard_admin"
 DATABASE = "runyard"
@@ -63,6 +70,7 @@ class EmbeddedPostgres:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         cluster = self._folder / "cluster"
+        await self._end_leftovers(cluster)
         if not (cluster / "PG_VERSION").exists():
             await self._initialise(cluster)
         self.port = kept_port(self._folder / "port", self._wanted_port)
@@ -78,6 +86,17 @@ class EmbeddedPostgres:
     def kill(self) -> None:
         """Kill the server at once, as a crash would."""
         self._process.kill()
+
+    async def _end_leftovers(self, cluster: Path) -> None:
+        """End what a crash left on this cluster, and only then remove its lock file.
+
+        PostgreSQL refuses to start while the pid in that file belongs to any process, as it may after a reboot. The
+        file also guards against backends that outlived their postmaster, so those are ended first.
+        """
+        await self._process.end_leftover()
+        for pid in _servers_on(cluster):
+            await end_process(pid, signal.SIGQUIT)
+        (cluster / "postmaster.pid").unlink(missing_ok=True)
 
     async def _initialise(self, cluster: Path) -> None:
         password = self._folder / "password"
@@ -110,6 +129,7 @@ class EmbeddedPostgres:
                     self._process.check_alive()
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
+            self.kill()
             raise ServerFailed(
                 f"PostgreSQL did not answer within {START_TIMEOUT_S:.0f} s:\n{self._process.log_tail()}"
             ) from None
@@ -126,6 +146,16 @@ class EmbeddedPostgres:
         finally:
             await connection.close()
         return True
+
+
+def _servers_on(cluster: Path) -> list[int]:
+    """Find the PostgreSQL processes of a cluster: each of them works in the cluster's folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to another user
+            if (process / "comm").read_text() == "postgres\n" and (process / "cwd").readlink() == cluster:
+                found.append(int(process.name))
+    return found
 
 
 def _binary(name: str) -> str:

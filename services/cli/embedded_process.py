@@ -42,7 +42,7 @@ class ServerProcess:
 
         Must be called on the main thread: the parent-death signal goes with the thread that started the child.
         """
-        await self._end_leftover()
+        await self.end_leftover()
         if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_KEPT:
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         with self.log_path.open("ab") as log:
@@ -95,14 +95,25 @@ class ServerProcess:
             self._process.wait()
             self._process = None
 
-    async def _end_leftover(self) -> None:
-        """End a server that an earlier, killed parent left; a pid that belongs to another process now is not it."""
+    async def end_leftover(self) -> None:
+        """End a server that an earlier, killed parent left; a pid that belongs to another process now is not it.
+
+        To be called before a port is chosen, too: a leftover holds the port until it is gone.
+        """
         with contextlib.suppress(OSError, ValueError):
             pid, started_at = self._pid_path.read_text().split()
-            for number in (self._stop_signal, signal.SIGKILL):
-                if _started_at(int(pid)) == started_at:
-                    os.kill(int(pid), number)
-                    await _wait_for_end(int(pid), started_at)
+            if _started_at(int(pid)) == started_at:
+                await end_process(int(pid), self._stop_signal)
+
+
+async def end_process(pid: int, stop_signal: signal.Signals) -> None:
+    """End a process that is not our child: ask, wait, and kill it if it does not end."""
+    started_at = _started_at(pid)
+    with contextlib.suppress(ProcessLookupError):
+        for number in (stop_signal, signal.SIGKILL):
+            if started_at and _started_at(pid) == started_at:
+                os.kill(pid, number)
+                await _wait_for_end(pid, started_at)
 
 
 async def _wait_for_end(pid: int, started_at: str) -> None:

@@ -1,7 +1,10 @@
 """Protects the embedded servers: data survives stops and kills, ports are kept, nothing is left running."""
 
+import asyncio
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import asyncpg
@@ -11,6 +14,19 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from services.cli.embedded_kafka import EmbeddedKafka
 from services.cli.embedded_postgres import EmbeddedPostgres
 from services.cli.embedded_process import ServerFailed, free_port
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from services.cli.{module} import {name}
+
+async def main():
+    await {name}(Path(sys.argv[1]), int(sys.argv[2])).start()
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
 
 
 async def _query(server: EmbeddedPostgres, statement: str) -> object:
@@ -97,3 +113,42 @@ async def test_a_server_that_is_stopped_leaves_no_process(tmp_path: Path) -> Non
     await server.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"), [("embedded_postgres", EmbeddedPostgres), ("embedded_kafka", EmbeddedKafka)]
+)
+async def test_after_kill_9_of_the_parent_the_next_start_gets_the_same_port(
+    module: str, kind: type[EmbeddedPostgres | EmbeddedKafka], tmp_path: Path
+) -> None:
+    port = free_port()
+    code = PARENT.format(module=module, name=kind.__name__)
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "it", str(port)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert await asyncio.to_thread(parent.stdout.readline) == b"ready\n"
+        parent.kill()
+    server = kind(tmp_path / "it", port)
+    try:
+        await server.start()
+        assert server.port == port
+    finally:
+        await server.stop()
+
+
+async def test_a_lock_file_that_names_a_stranger_does_not_block(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path / "pg")
+    await server.start()
+    try:
+        await _query(server, "CREATE TABLE kept AS SELECT 42 AS answer")
+        lock = tmp_path / "pg" / "cluster" / "postmaster.pid"
+        pid, *rest = lock.read_text().splitlines()
+        server.kill()
+        with subprocess.Popen(["sleep", "60"], user=lock.owner() if os.geteuid() == 0 else None) as stranger:
+            lock.write_text("\n".join([str(stranger.pid), *rest]) + "\n")
+            await server.start()
+            assert stranger.poll() is None
+            stranger.kill()
+        assert int(lock.read_text().splitlines()[0]) not in (stranger.pid, int(pid))
+        assert await _query(server, "SELECT answer FROM kept") == 42
+    finally:
+        await server.stop()
