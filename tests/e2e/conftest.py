@@ -28,7 +28,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
         data_dir=tmp_path_factory.mktemp("system"),
         cpu_cores=4,
         memory_gb=16,
-        environment={"RUNYARD_HEARTBEAT_S": "1", "RUNYARD_GRACE_S": "3"},
+        environment={"RUNYARD_HEARTBEAT_S": "1", "RUNYARD_GRACE_S": "3", "RUNYARD_MAX_OUTPUT_BYTES": str(4 << 20)},
     )
     async with running_system(options) as running:
         yield running
