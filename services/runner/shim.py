@@ -172,11 +172,10 @@ class Supervisor:
         self.deadline = born + spec["deadline_s"]
         self.kill_at: float | None = None
         self.timed_out = self.terminated = False
-        self.script = 0
+        self.script, self.metrics_at = 0, 0.0
         self.outcome: int | None = None  # exit code, or minus the signal, as in the subprocess module
         self.streams: dict[int, tuple[str, LineSplitter]] = {}
         self.metrics = MetricsTail(spec["metrics_path"], spec["max_line_bytes"], spec["max_output_bytes"])
-        self.metrics_at = 0.0
         self.wake, self.waker = os.pipe()
         self.before = consumption()
         self.started_at, self.started = time.time(), born

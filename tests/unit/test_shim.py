@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 
 from services.runner import shim
 from services.runner.frames import Dropped, End, Frame, FrameDecoder, Log, Metric, Started, Timeout
+from services.runner.sandbox_interpreter import find_interpreter
 from services.runner.shim import LineSplitter, parse_metric, safe_text
 
 
@@ -149,7 +149,7 @@ def test_sigterm_goes_to_the_scripts_whole_group(slot: Slot) -> None:
         "    child and os.wait()\n"
         "    sys.exit(4)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
-        "print('ready')\n"
+        "os.write(1, b'ready\\n')\n"
         "while True: time.sleep(10)\n"
     )
     with slot.start(script, grace_s=20) as process:
@@ -283,12 +283,12 @@ def test_a_reader_that_stops_reading_does_not_stop_the_deadline(slot: Slot) -> N
 
 @pytest.mark.parametrize("version", ["3.10", "3.12"])
 def test_the_shim_runs_on_every_runtime(slot: Slot, version: str) -> None:
-    uv = shutil.which("uv") or "false"
-    found = subprocess.run([uv, "python", "find", version], capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        pytest.skip(f"uv finds no Python {version} on this machine")
-    slot.write("import sys\nprint('%d.%d' % sys.version_info[:2])", argv=[found.stdout.strip(), "train.py"])
-    command = [found.stdout.strip(), "-I", "-S", "-B", str(slot.folder / "shim.py")]
+    found = find_interpreter(version)
+    if found is None:
+        pytest.skip(f"no Python {version} on this machine")
+    python = str(found.executable)
+    slot.write("import sys\nprint('%d.%d' % sys.version_info[:2])", argv=[python, "train.py"])
+    command = [python, "-I", "-S", "-B", str(slot.folder / "shim.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert finish(process).lines == [version]
 
