@@ -20,6 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly RUNTIMES=("$@")
 readonly STARTED=$SECONDS
 readonly SOCKET=/var/run/docker.sock
+PATH=$PATH:/usr/sbin:/sbin # where dockerd is, and what a plain `su` leaves out
 LOGS=$(mktemp -d)
 readonly LOGS
 trap 'rm -rf "$LOGS"' EXIT
@@ -35,7 +36,7 @@ fail() {
 step() {
   local name=$1 log="$LOGS/$1" began=$SECONDS
   shift
-  if "$@" >"$log" 2>&1; then
+  if ("$@") >"$log" 2>&1; then # a subshell, so that a `fail` inside ends the step and its words are shown
     say "$name: done in $((SECONDS - began)) s"
   else
     say "$name: FAILED"
@@ -109,7 +110,11 @@ engine_answers() {
 install_engine() { apt_get update && apt_get install -y --no-install-recommends docker.io; }
 
 start_engine() {
-  setsid nohup dockerd >/var/log/dockerd.log 2>&1 </dev/null &
+  if [ -d /run/systemd/system ]; then
+    systemctl start docker
+  else # the engine must not inherit the lock, which it would hold for as long as it lives
+    setsid nohup dockerd >/var/log/dockerd.log 2>&1 </dev/null 9>&- &
+  fi
   for _ in $(seq 300); do
     if engine_answers; then return; fi
     sleep 0.2
@@ -123,7 +128,7 @@ ensure_engine() {
   if engine_answers; then return; fi
   [ -z "${DOCKER_HOST:-}" ] || fail "no Docker Engine answers at DOCKER_HOST=$DOCKER_HOST: start it, or unset DOCKER_HOST"
   if [ -S "$SOCKET" ] && [ ! -w "$SOCKET" ]; then
-    fail "a Docker Engine is here, but you may not use it: add yourself to its group (sudo usermod -aG docker $USER) and log in again"
+    fail "a Docker Engine is here, but you may not use it: add yourself to its group (sudo usermod -aG docker $(id -un)) and log in again"
   fi
   is_root_on_debian || fail "no Docker Engine answers. Install one (https://docs.docker.com/engine/install/), start it, and try again"
   if ! command -v dockerd >/dev/null; then
@@ -135,7 +140,9 @@ ensure_engine() {
 }
 
 ensure_jars() {
-  if ls -d "${RUNYARD_CACHE_DIR:-$HOME/.cache/runyard}"/kafka-[0-9]* >/dev/null 2>&1; then return; fi
+  local version
+  version=$(sed -n 's/^VERSION = "\(.*\)"$/\1/p' services/cli/embedded_kafka.py)
+  if [ -d "${RUNYARD_CACHE_DIR:-$HOME/.cache/runyard}/kafka-$version" ]; then return; fi
   say "kafka: fetching its jars"
   step kafka .venv/bin/python -m services.cli.embedded_kafka --fetch
 }
@@ -152,12 +159,18 @@ together() {
   return $status
 }
 
-command -v curl >/dev/null || { is_root_on_debian && step curl apt_get install -y curl; } || fail "needs curl"
+install_curl() { apt_get update && apt_get install -y --no-install-recommends curl; }
+
+mkdir -p .tools
+exec 9>.tools/bootstrap.lock
+flock -n 9 || { say "waiting for another bootstrap of this checkout"; flock 9; }
+
+command -v curl >/dev/null || { is_root_on_debian && step curl install_curl; } || fail "needs curl"
 ensure_uv
-ensure_environment & environment=$!
 ensure_engine & engine=$!
-together $environment $engine || fail "not ready: see above"
+ensure_environment || { wait; fail "not ready: see above"; } # `wait`: an installation under way is not cut off
 ensure_jars & jars=$!
+together $engine || { wait; fail "not ready: see above"; }
 ensure_images & images=$!
 together $jars $images || fail "not ready: see above"
 say "ready"
