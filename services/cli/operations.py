@@ -7,14 +7,16 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import asyncpg
 import typer
 
 from services.auditor.replay import rebuild
 from services.auditor.verify import verify as verify_ledger
+from services.backbone.migrations import MigrationChanged
 from services.cli.data_dir import DataDir, InUse
 from services.cli.embedded_postgres import EmbeddedPostgres
 from services.cli.embedded_process import ServerFailed
@@ -49,7 +51,8 @@ def migrate() -> None:
             "RUNYARD_ADMIN_URL is not set: postgresql://<administrator>:<password>@<host>:5432/<database>"
         )
     given = {role: os.environ.get(name) for role, name in PASSWORD_VARIABLES.items()}
-    ran = asyncio.run(migrate_all(url, {role: password for role, password in given.items() if password}))
+    with _told():
+        ran = asyncio.run(migrate_all(url, {role: password for role, password in given.items() if password}))
     for name in ran:
         typer.echo(f"ran {name}")
     typer.echo(f"{len(ran)} migrations ran" if ran else "the tables are up to date")
@@ -68,7 +71,8 @@ def replay(
     """
     if not rebuild_projections:
         raise UsageRefused("say what to do: --rebuild")
-    asyncio.run(_replay(data_dir, admin_url))
+    with _told():
+        asyncio.run(_replay(data_dir, admin_url))
 
 
 def verify(data_dir: DataDirOption, admin_url: AdminUrlOption = None) -> None:
@@ -80,7 +84,8 @@ def verify(data_dir: DataDirOption, admin_url: AdminUrlOption = None) -> None:
 
       runyard verify --data-dir .runyard/demo
     """
-    asyncio.run(_verify(data_dir, admin_url))
+    with _told():
+        asyncio.run(_verify(data_dir, admin_url))
 
 
 async def _replay(data_dir: Path, admin_url: str | None) -> None:
@@ -100,6 +105,15 @@ async def _verify(data_dir: Path, admin_url: str | None) -> None:
         typer.echo(f"the first difference: {report.first_difference}", err=True)
         sys.exit(1)
     typer.echo("the ledger holds together")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell what a database refuses in words; addresses and passwords are not among them."""
+    try:
+        yield
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, MigrationChanged) as error:
+        raise CliError(f"the database: {error}") from error
 
 
 @contextlib.asynccontextmanager
