@@ -6,7 +6,7 @@ All frozen. Sizes are bytes unless the name says otherwise; times are aware and 
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 Runtime = Literal["python3.10", "python3.11", "python3.12"]
 AssetType = Literal["script", "requirements", "data"]
@@ -32,7 +32,12 @@ def _aware_utc(moment: datetime) -> datetime:
         raise ValueError("a time is out of range") from error
 
 
-UtcTime = Annotated[datetime, AfterValidator(_aware_utc), PlainSerializer(rfc3339, return_type=str, when_used="json")]
+UtcTime = Annotated[
+    datetime,
+    AfterValidator(_aware_utc),
+    PlainSerializer(rfc3339, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 """An aware time in UTC, RFC 3339 with `Z` on the wire."""
 
 
