@@ -192,7 +192,7 @@ def test_a_giant_line_is_cut_and_marked_without_being_held(slot: Slot) -> None:
     outcome = slot.run("import sys\nfor _ in range(200): sys.stdout.write('z' * 1_000_000)\nprint()\nprint('next')")
     logs = [frame for frame in outcome.frames if isinstance(frame, Log)]
     assert [(log.text, log.truncated) for log in logs] == [("z" * 1000, True), ("next", False)]
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 100_000)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(before, 100_000) + 50_000  # of 200 MB
 
 
 def test_bytes_that_are_no_text_and_terminal_control_are_made_safe(slot: Slot) -> None:
