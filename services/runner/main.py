@@ -69,7 +69,7 @@ class Runner:
             self.journal.close()
 
     async def _attend(self) -> None:
-        """Sweep once before any attempt lives, then side by side."""
+        """Take up the journal's attempts, and sweep away what is nobody's."""
         sweep = Sweep(self.journal, self.engine, self.roster.around.runs_folder)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.roster.run())

@@ -44,7 +44,8 @@ async def test_a_runner_that_was_killed_in_mid_run_finds_the_container_again_and
         await process.wait()
     async with scene.runner():
         end = await scene.until_ended(queued)
-        await scene.until(lambda: "line 39" in scene.lines(queued))
+        await scene.until_line(queued, "line 39")
+        await scene.until_nothing_is_left()
     assert isinstance(end, RunSucceeded)
     assert end.artifact is not None
     told = distinct_lines(scene, queued)
@@ -52,7 +53,6 @@ async def test_a_runner_that_was_killed_in_mid_run_finds_the_container_again_and
     assert [sequence for sequence, _ in told] == sorted({sequence for sequence, _ in told})
     assert len({event.id for event in attempt_events(scene, queued, RunStarted)}) == 1
     assert len(scene.ends(queued)) == 1
-    assert scene.leftovers() == []
 
 
 async def test_a_run_that_ends_while_no_runner_is_there_is_told_by_the_next(scene: Scene) -> None:
