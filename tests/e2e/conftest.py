@@ -1,15 +1,19 @@
 """The whole system, as `runyard up` runs it, and a client that knows nothing but the REST API."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
+import docker
 import httpx
 import pytest
 import pytest_asyncio
 
 from services.cli.system import RunningSystem, SystemOptions, running_system
 from services.cli.tokens import Claims
+from services.runner.sandbox import RUN_LABEL
 
 RUN_DEADLINE_S = 90
 ENDS = {"succeeded", "failed", "cancelled"}
@@ -32,6 +36,14 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
     )
     async with running_system(options) as running:
         yield running
+    assert containers_of(options.data_dir) == [], "a test left its container behind"
+
+
+def containers_of(data_dir: Path) -> list[str]:
+    """Name the containers, running or not, that mount something of a system's folder."""
+    with contextlib.closing(docker.from_env()) as client:
+        found = client.containers.list(all=True, filters={"label": RUN_LABEL})
+        return [c.name for c in found if any(m["Source"].startswith(str(data_dir)) for m in c.attrs["Mounts"])]
 
 
 class Client:
