@@ -1,12 +1,17 @@
 """Whether a schema may follow another one without a new version of the type. Pure.
 
 Data that a newer producer writes must be readable by whoever knows the older schema: so nothing that was there may go,
-become optional, change its type or get new values. Adding an optional field is compatible.
+become optional, change its type or get new values. Events are kept for ever, so a newer reader must take the older
+data, too: nothing new may be required, no value may go, no bound may move. An optional field may be added.
 """
 
 from typing import Any
 
 Schema = dict[str, Any]
+
+KINDS = ("type", "format", "const", "pattern")
+LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+LENGTHS = ("minLength", "maxLength", "minItems", "maxItems")
 
 
 def incompatibilities(released: Schema, current: Schema) -> list[str]:
@@ -22,9 +27,11 @@ def _compare(old: Schema, new: Schema, old_root: Schema, new_root: Schema, path:
         found += _compare(old["properties"][name], new["properties"][name], old_root, new_root, place)
     if "items" in old and "items" in new:
         found += _compare(old["items"], new["items"], old_root, new_root, f"{path}[]")
-    options = old.get("anyOf", []), new.get("anyOf", [])
-    if options[0] and len(options[0]) == len(options[1]):
-        for before, after in zip(*options, strict=True):
+    for word in ("anyOf", "prefixItems"):
+        options = old.get(word, []), new.get(word, [])
+        if len(options[0]) != len(options[1]):
+            found.append(f"{path}: {word} has {len(options[1])} parts, and had {len(options[0])}")
+        for before, after in zip(*options, strict=False):
             found += _compare(before, after, old_root, new_root, path)
     return found
 
@@ -37,15 +44,20 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
 def _changed_kind(old: Schema, new: Schema, path: str) -> list[str]:
     found = [
         f"{path}: {word} was {old.get(word)!r} and is {new.get(word)!r}"
-        for word in ("type", "format", "const", "pattern")
+        for word in (*KINDS, *LIMITS, *LENGTHS)
         if old.get(word) != new.get(word)
     ]
-    added = set(map(repr, new.get("enum", ()))) - set(map(repr, old.get("enum", ())))
-    if "enum" in old and ("enum" not in new or added):
-        found.append(f"{path}: values that a reader does not know: {', '.join(sorted(added)) or 'any'}")
-    if len(old.get("anyOf", ())) != len(new.get("anyOf", ())):
-        found.append(f"{path}: another choice of types")
+    found += _changed_values(old, new, path)
     return found
+
+
+def _changed_values(old: Schema, new: Schema, path: str) -> list[str]:
+    if ("enum" in old) != ("enum" in new):
+        return [f"{path}: its values are listed in one of both only"]
+    before, after = (set(map(repr, schema.get("enum", ()))) for schema in (old, new))
+    unknown = [f"{path}: a value that older readers do not know: {value}" for value in sorted(after - before)]
+    gone = [f"{path}: a value that older data may hold is gone: {value}" for value in sorted(before - after)]
+    return unknown + gone
 
 
 def _changed_fields(old: Schema, new: Schema, path: str) -> list[str]:

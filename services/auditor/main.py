@@ -17,11 +17,11 @@ from services.backbone.telemetry import configure_logs
 GROUP = "auditor"
 
 
-def subscriptions(handlers: Handlers) -> tuple[Subscription, ...]:
+def subscriptions(handlers: Handlers, group: str) -> tuple[Subscription, ...]:
     """Say what the auditor reads, and what handles it."""
     return (
-        Subscription("auditor.runs", (RUNS.name,), handlers.on_runs, GROUP),
-        Subscription("auditor.output", (OUTPUT.name,), handlers.on_output, GROUP),
+        Subscription("auditor.runs", (RUNS.name,), handlers.on_runs, group),
+        Subscription("auditor.output", (OUTPUT.name,), handlers.on_output, group),
     )
 
 
@@ -30,10 +30,11 @@ async def serve(settings: AuditorSettings) -> None:
     configure_logs("auditor", settings.log_level)
     health = Health()
     health.expect("auditor.runs", "auditor.output")
-    await run_parts(serve_health(health, settings.health_host, settings.health_port), _audit(settings, health))
+    await run_parts(serve_health(health, settings.health_host, settings.health_port), audit(settings, health, GROUP))
 
 
-async def _audit(settings: AuditorSettings, health: Health) -> None:
+async def audit(settings: AuditorSettings, health: Health, group: str) -> None:
+    """Consume as a member of a consumer group, until cancelled or until another broker answers."""
     pool = await open_pool(settings.postgres_url.get_secret_value(), "ledger", settings.postgres_pool_size)
     publisher = Publisher(client_options(settings))
     try:
@@ -41,11 +42,11 @@ async def _audit(settings: AuditorSettings, health: Health) -> None:
         cluster = await broker.cluster_id(settings)
         async with pool.acquire() as connection:
             handlers = Handlers(pool, await store.epoch_of(connection, cluster))
-        consumers = [Consumer(settings, wanted, publisher, health) for wanted in subscriptions(handlers)]
-        async with asyncio.TaskGroup() as group:
+        consumers = [Consumer(settings, wanted, publisher, health) for wanted in subscriptions(handlers, group)]
+        async with asyncio.TaskGroup() as tasks:
             for consumer in consumers:
-                group.create_task(consumer.run())
-            group.create_task(broker.watch(settings, cluster, settings.broker_check_s))
+                tasks.create_task(consumer.run())
+            tasks.create_task(broker.watch(settings, cluster, settings.broker_check_s))
     finally:
         await publisher.close()
         await pool.close()

@@ -51,11 +51,30 @@ def test_a_break_is_found(broken: Callable[[dict[str, Any]], Any]) -> None:
     assert incompatibilities(released, current)
 
 
-def test_a_new_value_of_an_enumeration_is_found_wherever_it_stands() -> None:
+NARROWER: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a value is new": lambda s: s["$defs"]["Reason"]["enum"].append("bad_luck"),
+    "a value is gone": lambda s: s["$defs"]["Reason"]["enum"].remove("disk_full"),
+    "values are listed no more": lambda s: s["$defs"]["Reason"].pop("enum"),
+    "a bound has moved": lambda s: s["properties"]["attempt"].update(minimum=2),
+    "a bound is new": lambda s: s["properties"]["message"]["anyOf"][0].update(maxLength=80),
+    "null is refused": lambda s: s["properties"]["message"]["anyOf"].pop(),
+    "a part has lost a field": lambda s: s["$defs"]["Usage"]["properties"].pop("cpu_s"),
+}
+
+
+@pytest.mark.parametrize("broken", NARROWER.values(), ids=NARROWER.keys())
+def test_a_narrower_or_wider_field_is_found_wherever_it_stands(broken: Callable[[dict[str, Any]], Any]) -> None:
     released = data_schema("runyard.run.failed.v1")
     current = copy.deepcopy(released)
-    current["$defs"]["Reason"]["enum"].append("bad_luck")
-    assert incompatibilities(released, current)
+    broken(current)
+    assert len(incompatibilities(released, current)) == 1
+
+
+def test_items_and_pairs_are_compared_too() -> None:
+    released = data_schema("runyard.dead_letter.refused.v1")
+    current = copy.deepcopy(released)
+    current["properties"]["headers_base64"]["items"]["prefixItems"][0]["type"] = "integer"
+    assert incompatibilities(released, current) == ["data.headers_base64[]: type was 'string' and is 'integer'"]
 
 
 def test_a_new_optional_field_is_compatible() -> None:
