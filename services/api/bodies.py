@@ -56,43 +56,56 @@ def safe_filename(name: str) -> str:
     return name
 
 
-def fitting_variables(variables: dict[str, str]) -> dict[str, str]:
-    """Accept variables that a script can get.
+def free_name(name: str) -> str:
+    """Accept the name of a variable.
 
     Raises:
-        ValueError: a name is malformed or reserved, a value cannot be passed on, or there is too much of it.
+        ValueError: it is malformed, or reserved.
+    """
+    if not VARIABLE_NAME.fullmatch(name):
+        raise ValueError("a name has letters, digits and '_', no digit first, at most 128")
+    if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
+        raise ValueError("this name is reserved for the run itself")
+    return name
+
+
+def passable_value(value: str) -> str:
+    """Accept the value of a variable; what is refused is never repeated.
+
+    Raises:
+        ValueError: it cannot be passed to a process.
+    """
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("a value holds no NUL and no half characters")
+    return value
+
+
+def bounded_variables(variables: dict[str, str]) -> dict[str, str]:
+    """Accept variables that are few and short enough.
+
+    Raises:
+        ValueError: with the limit.
     """
     if len(variables) > MAX_VARIABLES:
         raise ValueError(f"at most {MAX_VARIABLES} variables; these are {len(variables)}")
-    for name, value in variables.items():
-        if not VARIABLE_NAME.fullmatch(name):
-            raise ValueError(f"{_shown(name)}: a name has letters, digits and '_', no digit first, at most 128")
-        if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
-            raise ValueError(f"{name}: this name is reserved for the run itself")
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{name}: a value holds no NUL and no half characters")
     total = sum(len(name.encode()) + len(value.encode()) for name, value in variables.items())
     if total > MAX_VARIABLES_BYTES:
         raise ValueError(f"at most {MAX_VARIABLES_BYTES} bytes of names and values; these are {total}")
     return variables
 
 
-def _shown(name: str) -> str:
-    return ascii(name[:40] + "…" if len(name) > 40 else name)
-
-
 PlainText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
 Filename = Annotated[str, AfterValidator(safe_filename)]
 Variables = Annotated[
-    dict[str, str],
+    dict[Annotated[str, AfterValidator(free_name)], Annotated[str, AfterValidator(passable_value)]],
     Field(
         description=f"Variables for the script: at most {MAX_VARIABLES}, names and values together at most"
         f" {MAX_VARIABLES_BYTES} bytes. Names match {VARIABLE_NAME.pattern} and are none of "
         + ", ".join((*sorted(RESERVED_NAMES), *(f"{prefix}…" for prefix in RESERVED_PREFIXES)))
         + ". Values are any text without NUL; they are kept sealed and forgotten when the run ends.",
     ),
-    AfterValidator(fitting_variables),
+    AfterValidator(bounded_variables),
 ]
 
 

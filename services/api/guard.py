@@ -18,6 +18,7 @@ from services.api.tokens import Caller, KeysUnavailable, TokenRefused
 
 Scope = Literal["models:read", "models:write", "training:run", "audit:read"]
 Sends = Literal["nothing", "json", "asset", "dataset"]
+Returns = Literal["application/json", "application/octet-stream", "text/event-stream"]
 
 PATH_PARAMETER = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
@@ -31,23 +32,34 @@ EVERYWHERE = (
     problems.UNAVAILABLE,
 )
 WITH_BODY = (problems.BAD_REQUEST, problems.TOO_LARGE)
-WITH_JSON = (*WITH_BODY, problems.MALFORMED_JSON, problems.UNSUPPORTED_MEDIA_TYPE, problems.OUTCOME_UNKNOWN)
+KEYED = (problems.OUTCOME_UNKNOWN, problems.IDEMPOTENCY_KEY_REUSED)
+WITH_JSON = (*WITH_BODY, *KEYED, problems.MALFORMED_JSON, problems.UNSUPPORTED_MEDIA_TYPE)
 
+RAW_BYTES = {"type": "string", "format": "binary"}
+SCHEMA_OF_RETURNS: dict[Returns, dict[str, str]] = {
+    "application/octet-stream": RAW_BYTES,
+    "text/event-stream": {"type": "string", "description": "Server-sent events, with `follow=true`."},
+}
 REFUSALS_OF_BODY: dict[Sends, tuple[Kind, ...]] = {
     "nothing": (),
     "json": WITH_JSON,
-    "asset": (*WITH_BODY, problems.OUTCOME_UNKNOWN),
-    "dataset": WITH_BODY,
+    "asset": (*WITH_BODY, *KEYED),
+    "dataset": (*WITH_BODY, problems.OUTCOME_UNKNOWN),
 }
 
 
-def guarded(scope: Scope, *kinds: Kind, sends: Sends = "nothing") -> dict[str, Any]:
-    """Say what a route needs and how it may refuse: arguments for a route's decorator."""
+def guarded(
+    scope: Scope, *kinds: Kind, sends: Sends = "nothing", returns: Returns = "application/json"
+) -> dict[str, Any]:
+    """Say what a route needs, what else than JSON it may return, and how it may refuse: arguments for its decorator."""
     more = REFUSALS_OF_BODY[sends]
-    return {
-        "openapi_extra": {"x-required-scope": scope, "x-sends": sends, "security": [{"bearer": [scope]}]},
-        "responses": _documented((*EVERYWHERE, *more, *kinds)),
-    }
+    extra: dict[str, Any] = {"x-required-scope": scope, "x-sends": sends, "security": [{"bearer": [scope]}]}
+    if sends == "dataset":
+        extra["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": RAW_BYTES}}}
+    responses = _documented((*EVERYWHERE, *more, *kinds))
+    if returns != "application/json":
+        responses[200] = {"description": "Success", "content": {returns: {"schema": SCHEMA_OF_RETURNS[returns]}}}
+    return {"openapi_extra": extra, "responses": responses}
 
 
 def _documented(kinds: tuple[Kind, ...]) -> dict[int | str, dict[str, Any]]:

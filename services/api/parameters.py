@@ -55,6 +55,11 @@ OutputCursor = Annotated[
     AfterValidator(lambda cursor: None if cursor is None else _sequence_cursor(cursor)),
     Query(description="`next_cursor` of an earlier answer, or the id of a followed event."),
 ]
+LastEventId = Annotated[
+    str | None,
+    AfterValidator(lambda cursor: None if cursor is None else _sequence_cursor(cursor)),
+    Header(alias="Last-Event-ID", description="Where a broken stream goes on; wins over `after`."),
+]
 FilterText = Annotated[
     str | None,
     AfterValidator(lambda text: None if text is None else plain_text(text)),

@@ -59,6 +59,8 @@ KIND_OF_STATUS = {
 }
 
 RETRY_AFTER_S = 5
+MOST_ERRORS = 200
+"""A body of a mebibyte can be wrong in a hundred thousand places; more than this many help nobody."""
 
 
 class Problem(HTTPException):
@@ -132,13 +134,15 @@ def invalid_request(found: Sequence[Any]) -> Problem:
         if item["type"] == "json_invalid":
             place = f"at character {item['loc'][-1]}"
             return Problem(MALFORMED_JSON, f"The body is not JSON: {item['ctx']['error']} {place}.")
-    errors = [_field_error(item) for item in found]
-    words = "1 field is wrong." if len(errors) == 1 else f"{len(errors)} fields are wrong."
+    errors = [_field_error(item) for item in found[:MOST_ERRORS]]
+    words = "1 field is wrong." if len(found) == 1 else f"{len(found)} fields are wrong."
+    if len(found) > MOST_ERRORS:
+        words += f" These are the first {MOST_ERRORS}."
     return Problem(VALIDATION_FAILED, words, errors=errors)
 
 
 def _field_error(item: Any) -> dict[str, str]:
-    where, *path = item["loc"]
+    where, *path = (part for part in item["loc"] if part != "[key]")  # pydantic's mark of a wrong key
     message = str(item["msg"]).removeprefix("Value error, ")
     if where == "body":
         return {"pointer": "".join("/" + _escaped(str(part)) for part in path), "message": message}

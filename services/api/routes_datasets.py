@@ -60,7 +60,7 @@ async def get_dataset(dataset_id: str, call: CurrentCall) -> Dataset:
 @router.put(
     "/{dataset_id}/content",
     summary="Upload a dataset's bytes",
-    **guarded("models:write", problems.NOT_FOUND, problems.OUTCOME_UNKNOWN, sends="dataset"),
+    **guarded("models:write", problems.NOT_FOUND, sends="dataset"),
 )
 async def put_content(dataset_id: str, filename: Filename, request: Request, call: CurrentCall) -> Dataset:
     """Give a dataset its bytes, in place of those it had; runs that were accepted keep what they pinned."""
@@ -80,7 +80,7 @@ async def put_content(dataset_id: str, filename: Filename, request: Request, cal
     "/{dataset_id}/content",
     summary="Download a dataset's bytes",
     response_class=StreamingResponse,
-    **guarded("models:read", problems.NOT_FOUND),
+    **guarded("models:read", problems.NOT_FOUND, returns="application/octet-stream"),
 )
 async def get_content(dataset_id: str, call: CurrentCall) -> Response:
     """Download what was uploaded, byte for byte."""

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field
 
 from schemas.parts import Stream
 from schemas.run import Run
 from services.api import problems
 from services.api.context import Call, CurrentCall
-from services.api.cursors import CursorRefused, decode_cursor, encode_cursor
+from services.api.cursors import decode_cursor, encode_cursor
 from services.api.downsampling import FEWEST_POINTS, downsample
 from services.api.following import Chapter, Entry, follow
 from services.api.guard import GuardedRoute, guarded
@@ -25,8 +25,7 @@ from services.api.history import (
     select_points,
     stored_output,
 )
-from services.api.parameters import DEFAULT_PAGE, FilterText, Limit, NumberCursor, OutputCursor
-from services.api.problems import Problem
+from services.api.parameters import DEFAULT_PAGE, FilterText, LastEventId, Limit, NumberCursor, OutputCursor
 from services.api.resources import Logs, Metrics, MetricSeries, OutputLine, Page, Point, RunHistoryEvent
 from services.api.routes_runs import found_run
 
@@ -36,8 +35,6 @@ POINTS_READ = 100_000
 """How many points one answer is made of; `next_cursor` goes on behind them."""
 
 router = APIRouter(prefix="/api/v1/models/{model_id}/runs/{run_id}", tags=["history"], route_class=GuardedRoute)
-
-LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="Where a broken stream goes on.")]
 
 
 class NamedMetricPoint(Point):
@@ -60,10 +57,7 @@ async def _reading(
     ] = False,
     last_event_id: LastEventId = None,
 ) -> Reading:
-    try:
-        return Reading(after=_position(last_event_id or after), follow=follow)
-    except CursorRefused as error:
-        raise Problem(problems.BAD_REQUEST, "Last-Event-ID is no id of this stream.") from error
+    return Reading(after=_position(last_event_id or after), follow=follow)
 
 
 def _position(cursor: str | None) -> Position:
@@ -92,7 +86,10 @@ async def _wanted(
 
 
 @router.get(
-    "/logs", summary="Read or follow a run's log", response_model=Logs, **guarded("models:read", problems.NOT_FOUND)
+    "/logs",
+    summary="Read or follow a run's log",
+    response_model=Logs,
+    **guarded("models:read", problems.NOT_FOUND, returns="text/event-stream"),
 )
 async def get_logs(
     run_id: str,
@@ -169,7 +166,7 @@ async def _wanted_series(
     "/metrics",
     summary="Read or follow a run's metrics",
     response_model=Metrics,
-    **guarded("models:read", problems.NOT_FOUND),
+    **guarded("models:read", problems.NOT_FOUND, returns="text/event-stream"),
 )
 async def get_metrics(
     run_id: str,

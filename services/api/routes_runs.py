@@ -14,7 +14,7 @@ from services.api.bodies import TrainBody
 from services.api.context import Call, CurrentCall
 from services.api.cursors import decode_place, encode_place
 from services.api.events import cancellation_requested
-from services.api.guard import GuardedRoute, guarded
+from services.api.guard import KEYED, GuardedRoute, guarded
 from services.api.idempotency import Answer
 from services.api.parameters import DEFAULT_PAGE, IdempotencyKey, Limit, PlaceCursor
 from services.api.problems import Kind, Problem
@@ -98,7 +98,7 @@ async def get_run(model_id: str, run_id: str, call: CurrentCall) -> CustomTraini
     status_code=202,
     response_model=CustomTrainingRun,
     summary="Cancel a run",
-    **guarded("training:run", problems.NOT_FOUND, problems.RUN_ENDED, problems.OUTCOME_UNKNOWN),
+    **guarded("training:run", problems.NOT_FOUND, problems.RUN_ENDED, *KEYED),
 )
 async def cancel_run(model_id: str, run_id: str, call: CurrentCall, idempotency_key: IdempotencyKey = None) -> Response:
     """Ask a run to stop; asking again changes nothing. It has stopped when its status says so."""

@@ -45,7 +45,7 @@ async def get_version(model_id: str, version: VersionNumber, call: CurrentCall) 
     "/{version}/artifact",
     summary="Download a version's artifact",
     response_class=StreamingResponse,
-    **guarded("models:read", problems.NOT_FOUND),
+    **guarded("models:read", problems.NOT_FOUND, returns="application/octet-stream"),
 )
 async def get_artifact(model_id: str, version: VersionNumber, call: CurrentCall) -> Response:
     """Download what the script wrote: a file as it is, a folder as a tar. Never unpickle what you do not trust."""

@@ -1,6 +1,7 @@
 """Rows that have served their time, and which objects are still needed. Nothing but SQL and what it returns."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from services.api.store import Executor
 from services.backbone.outbox import sweep
@@ -22,9 +23,8 @@ UNION SELECT sha256 FROM versions WHERE sha256 = ANY($1::text[])
 UNION SELECT pinned ->> 'sha256' FROM runs
     CROSS JOIN LATERAL jsonb_array_elements(state -> 'spec' -> 'assets' || (state -> 'spec' -> 'dataset')) pinned
     WHERE end_seen_at IS NULL AND pinned ->> 'sha256' = ANY($1::text[])
-UNION SELECT state -> 'artifact' ->> 'sha256' FROM runs
-    WHERE end_seen_at IS NULL AND state -> 'artifact' ->> 'sha256' = ANY($1::text[])
 """
+OLDEST_OPEN_RUN = "SELECT min(created_at) FROM runs WHERE end_seen_at IS NULL"
 HOLDERS = "SELECT run_id FROM runs WHERE run_id = ANY($1::text[])"
 
 
@@ -43,6 +43,12 @@ async def sweep_outbox(connection: Connection, limit: int) -> int:
 async def needed_digests(executor: Executor, digests: Sequence[str]) -> set[str]:
     """Tell which of these objects something still refers to."""
     return {row["sha256"] for row in await executor.fetch(NEEDED, list(digests))}
+
+
+async def oldest_open_run(executor: Executor) -> datetime | None:
+    """Tell when the oldest run that has not ended was accepted; None when all have."""
+    moment: datetime | None = await executor.fetchval(OLDEST_OPEN_RUN)
+    return moment
 
 
 async def known_runs(executor: Executor, run_ids: Sequence[str]) -> set[str]:

@@ -82,6 +82,16 @@ async def submit(submission: Submission) -> Answer:
     answer = await first_answer(submission.call, submission.ticket)
     if answer is not None:
         return answer
+    try:
+        return await _submit(submission)
+    except Refused:  # perhaps because the same request was accepted a moment ago
+        answer = await first_answer(submission.call, submission.ticket)
+        if answer is None:
+            raise
+        return answer
+
+
+async def _submit(submission: Submission) -> Answer:
     await _admitted(submission, submission.call.context.pool)  # so that a refusal costs no sealing
     for token in tokens(RUN_TOKEN_HEX):
         with suppress(RunIdTaken, ObjectExists):

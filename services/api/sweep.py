@@ -1,7 +1,8 @@
 """Sweeping up behind the api: secrets of ended runs, old keys, old outbox rows, objects that nothing refers to.
 
 Whatever a crash left is found here later. Objects go only when they are a day old, so that an upload whose row is not
-committed yet is never touched.
+committed yet is never touched, and none that was stored since the oldest open run began: it may be an artifact whose
+end is still on its way.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import structlog
 
 from services.api.store import transaction
 from services.api.store_runs import leftover_variables, variables_gone
-from services.api.store_sweep import delete_old_keys, known_runs, needed_digests, sweep_outbox
+from services.api.store_sweep import delete_old_keys, known_runs, needed_digests, oldest_open_run, sweep_outbox
 from services.api.variables import SealedVariables
 from services.backbone.errors import is_transient
 from services.backbone.objects import ListedObject, Objects
@@ -55,18 +56,22 @@ class Sweeper:
         await self._sweep_objects(now - UNREFERENCED_FOR)
 
     async def _sweep_objects(self, before: datetime) -> None:
-        async for batch in _old(self.objects, "objects", before):
+        oldest = await oldest_open_run(self.pool) or before
+        async for batch in _old(self.objects, "objects", min(before, oldest)):
             needed = await needed_digests(self.pool, list(batch))
-            await self._delete({digest: key for digest, key in batch.items() if digest not in needed})
+            await self._delete({digest: key for digest, key in batch.items() if digest not in needed}, before)
         async for batch in _old(self.objects, "variables", before):
             known = await known_runs(self.pool, list(batch))
-            await self._delete({run_id: key for run_id, key in batch.items() if run_id not in known})
+            await self._delete({run_id: key for run_id, key in batch.items() if run_id not in known}, before)
         async for batch in _old(self.objects, "uploads", before):
-            await self._delete(batch)
+            await self._delete(batch, before)
 
-    async def _delete(self, keys: dict[str, str]) -> None:
+    async def _delete(self, keys: dict[str, str], before: datetime) -> None:
+        """Delete objects, but none that was stored again since it was listed."""
         for key in keys.values():
-            await self.objects.delete(key)
+            stored_at = await self.objects.stored_at(key)
+            if stored_at is not None and stored_at < before:
+                await self.objects.delete(key)
         if keys:
             log.info("objects_swept", objects=len(keys))
 

@@ -6,10 +6,14 @@ The only place of the api that holds them outside a request. Never logs them, ne
 import json
 from dataclasses import dataclass
 
+import structlog
+
 from schemas.ids import variables_key
-from services.backbone.errors import ObjectMissing
+from services.backbone.errors import ObjectMissing, SealBroken
 from services.backbone.objects import Objects
 from services.backbone.sealing import SealingKey, seal, unseal
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,15 @@ class SealedVariables:
         await self.objects.create(variables_key(run_id), sealed)
 
     async def read(self, run_id: str) -> dict[str, str] | None:
-        """Open a run's variables; None when they are gone."""
+        """Open a run's variables; None when they are gone, or sealed by a key that is not configured here."""
         try:
             sealed = await self.objects.get(variables_key(run_id))
+            opened: dict[str, str] = json.loads(unseal({key.key_id: key for key in self.keys}, run_id, sealed))
         except ObjectMissing:
             return None
-        opened: dict[str, str] = json.loads(unseal({key.key_id: key for key in self.keys}, run_id, sealed))
+        except SealBroken as error:
+            log.warning("variables_not_opened", run_id=run_id, why=str(error))
+            return None
         return opened
 
     async def delete(self, run_id: str) -> None:
