@@ -16,6 +16,7 @@ from services.backbone.retry import until_it_works
 from services.backbone.settings import ServiceSettings
 
 KEEP_FOR_EVER_MS = -1
+SEGMENT_MS = 10 * 60 * 1000
 
 
 def client_options(settings: ServiceSettings) -> dict[str, Any]:
@@ -62,6 +63,8 @@ def _new_topic(topic: Topic, replication: int) -> NewTopic:
         "retention.ms": str(retention),
         "min.insync.replicas": str(max(1, replication - 1)),
     }
+    if topic.compacted:  # only closed segments are compacted, and these topics are read from the start
+        configs |= {"segment.ms": str(SEGMENT_MS), "min.cleanable.dirty.ratio": "0.1"}
     return NewTopic(topic.name, topic.partitions, replication, topic_configs=configs)
 
 

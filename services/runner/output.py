@@ -93,8 +93,7 @@ class Batches:
         return Batch(tuple(frames))
 
     def _add_output(self, frame: Output) -> None:
-        if not isinstance(frame, Dropped):
-            self.last_output = frame.seq
+        self.last_output = frame.seq
         if isinstance(frame, Log) and frame.stream == "stderr" and frame.text.strip():
             self.last_error_line = frame.text.strip()
         if frame.seq > self.sent:
@@ -107,17 +106,20 @@ class Batches:
 
 
 def events_of(batch: Batch, pen: Pen, now: datetime) -> list[Outgoing]:
-    """Write a batch as events: its lines in one, its metrics in another."""
+    """Write a batch as events: its lines in one, its metrics in another.
+
+    The one with the batch's last sequence goes last: who has stored that has stored all before it.
+    """
     logs = [frame for frame in batch.frames if isinstance(frame, Log | Dropped)]
     points = [_point(frame) for frame in batch.frames if isinstance(frame, Metric)]
     events = []
-    if logs:
-        lines = [_line(frame) for frame in logs if isinstance(frame, Log)]
-        dropped = sum(frame.lines for frame in logs if isinstance(frame, Dropped))
-        events.append(logs_appended(pen, lines, dropped, logs[0].seq, now))
     if points:
         events.append(metrics_reported(pen, points, now))
-    return events
+    if logs:
+        lines = [_line(frame) if isinstance(frame, Log) else _gap(frame, now) for frame in logs]
+        dropped = sum(frame.lines for frame in logs if isinstance(frame, Dropped))
+        events.append(logs_appended(pen, lines, dropped, logs[0].seq, now))
+    return events if batch.frames[-1] in logs else events[::-1]
 
 
 class OutputJournal(Protocol):
@@ -149,6 +151,12 @@ class OutputPublisher:
 
 def _size(frame: Output) -> int:
     return FRAME_OVERHEAD_BYTES + (len(frame.text.encode()) if isinstance(frame, Log) else 0)
+
+
+def _gap(frame: Dropped, now: datetime) -> LogLine:
+    """Say in the log itself, at its place, that lines were kept back."""
+    text = f"[runyard: {frame.lines} lines ({frame.bytes} bytes) were dropped here]"
+    return LogLine(sequence=frame.seq, stream="stderr", text=text, at=now, truncated=True)
 
 
 def _line(frame: Log) -> LogLine:

@@ -76,7 +76,7 @@ def test_repeated_events_have_the_same_ids_and_data() -> None:
 def test_lines_and_metrics_travel_in_events_of_their_own_with_ids_of_their_first_sequence() -> None:
     batch = added(Batches(), *LOG).take()
     assert batch is not None
-    logs, metrics = events_of(batch, PEN, NOW)
+    metrics, logs = events_of(batch, PEN, NOW)
     told = data_of("runyard.run.logs_appended.v1", logs.value)
     assert isinstance(told, LogsAppended)
     assert [entry.sequence for entry in told.lines] == [2, 3, 4, 5, 6, 7, 9]
@@ -88,15 +88,27 @@ def test_lines_and_metrics_travel_in_events_of_their_own_with_ids_of_their_first
     assert (logs.topic, logs.key) == ("runyard.output", "run-1")
 
 
-def test_dropped_lines_are_counted_in_an_event_even_without_a_line() -> None:
+def test_the_event_with_the_last_sequence_goes_last_so_that_nobody_thinks_too_early_that_all_is_there() -> None:
+    metric = next(frame for frame in LOG if isinstance(frame, Metric))
+    batch = added(Batches(), *(frame for frame in LOG if frame.seq <= metric.seq)).take()
+    assert batch is not None
+    assert [event.topic for event in events_of(batch, PEN, NOW)] == ["runyard.output"] * 2
+    last = data_of("runyard.run.metrics_reported.v1", events_of(batch, PEN, NOW)[-1].value)
+    assert isinstance(last, MetricsReported)
+    assert last.points[-1].sequence == batch.last
+
+
+def test_dropped_lines_are_counted_and_told_at_their_place_in_the_log() -> None:
     batches = added(Batches(), Dropped(seq=4, lines=7, bytes=99))
     batch = batches.take()
     assert batch is not None
     (event,) = events_of(batch, PEN, NOW)
     told = data_of("runyard.run.logs_appended.v1", event.value)
     assert isinstance(told, LogsAppended)
-    assert (told.lines, told.dropped_lines) == ((), 7)
-    assert batches.last_output == 0
+    [gap] = told.lines
+    assert (gap.sequence, gap.stream, gap.truncated, told.dropped_lines) == (4, "stderr", True, 7)
+    assert gap.text == "[runyard: 7 lines (99 bytes) were dropped here]"
+    assert batches.last_output == 4
 
 
 def test_the_end_is_remembered_with_what_it_has_to_tell() -> None:
@@ -105,5 +117,5 @@ def test_the_end_is_remembered_with_what_it_has_to_tell() -> None:
     batches = added(Batches(sent=3, promised=3), *frames, Dropped(seq=5, lines=1, bytes=1), end)
     assert batches.end == end
     assert batches.timed_out
-    assert (batches.last_output, batches.last_error_line) == (3, "ValueError: no")
+    assert (batches.last_output, batches.last_error_line) == (5, "ValueError: no")
     assert sequences(batches) == [[5]]
