@@ -115,6 +115,8 @@ class PublishedKeys:
 
 
 def _usable_keys(document: Any) -> dict[str, VerificationKey]:
+    if not isinstance(document, dict):
+        raise ValueError("a JWKS is an object (RFC 7517, 5)")
     keys: dict[str, VerificationKey] = {}
     for key in jwt.PyJWKSet.from_dict(document).keys:
         algorithms = [name for name, family in FAMILY_OF_ALGORITHM.items() if family == key.key_type]
