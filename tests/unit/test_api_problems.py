@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -130,8 +131,8 @@ async def streamed(*chapters: Chapter) -> tuple[list[tuple[str | None, str | Non
         asked.append(after)
         return chapters[len(asked) - 1]
 
-    events = [event async for event in follow("log", look, (0, 0), 0.001).body_iterator]
-    return [(event.event, event.id, json.loads(event.data)) for event in events], asked  # type: ignore[union-attr]
+    events: list[Any] = [event async for event in follow("log", look, (0, 0), 0.001).body_iterator]
+    return [(event.event, event.id, json.loads(event.data)) for event in events], asked
 
 
 async def test_a_followed_stream_goes_on_behind_what_it_sent_and_ends_with_the_runs_end() -> None:
