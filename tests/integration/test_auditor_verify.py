@@ -1,12 +1,14 @@
 """Protects verify and rebuild: one altered row is named, and rebuilding gives the same tables."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
 
 from services.auditor import store
 from services.auditor.handlers import Handlers
+from services.auditor.history import event_hash
 from services.auditor.replay import RebuildReport, rebuild
 from services.auditor.verify import VerifyReport, verify
 from services.backbone.postgres import open_pool
@@ -123,6 +125,20 @@ async def test_a_forged_entry_of_a_run_that_is_nowhere_is_found(filled: Database
     )
     report = await verify(filled.auditor_url)
     assert report.first_difference == "runs run-forged: run_id: expected 'run-forged', found None"
+
+
+async def test_an_event_whose_hashes_were_forged_to_fit_is_betrayed_by_the_audit_chain(filled: Database) -> None:
+    """Whoever rewrites an event and all that is hashed in its run has not rewritten what the audit entries say."""
+    owner = await asyncpg.connect(filled.admin_url, server_settings={"search_path": "ledger"})
+    last = (await store.events_of(owner, ["one"]))["one"][-1].event
+    before = await owner.fetchval("SELECT hash FROM run_events WHERE run_id = 'one' AND version = 4")
+    forged = event_hash(before, replace(last, arrival=replace(last.arrival, source="/eve")))
+    await owner.execute("SET session_replication_role = replica")
+    await owner.execute("UPDATE run_events SET source = '/eve', hash = $1 WHERE run_id = 'one' AND version = 5", forged)
+    await owner.execute("UPDATE runs SET last_hash = $1 WHERE run_id = 'one'", forged)
+    await owner.close()
+    report = await verify(filled.auditor_url)
+    assert report.first_difference == "audit_entries 3: actor: expected '/eve', found '/runyard/test'"
 
 
 async def tables(database: Database) -> list[list[asyncpg.Record]]:

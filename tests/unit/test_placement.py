@@ -201,6 +201,7 @@ def test_cores_and_memory_of_different_runners_do_not_add_up() -> None:
     [wait] = place([run("1", ALL)], runners, [], NOW)
     assert isinstance(wait, Wait)
     assert wait.reason == Reason.NO_RUNNER_LARGE_ENOUGH
+    assert wait.message.endswith("the largest connected runner has 2 cores and 32 GB"), "it has more of what is asked"
 
 
 def test_those_behind_the_head_are_told_how_many_wait_before_them() -> None:
