@@ -119,7 +119,7 @@ class Scene:
         async def chunks() -> AsyncIterator[bytes]:
             yield content
 
-        stored = await self.context.objects.store_content(chunks(), 1 << 20)
+        stored = await self.context.objects.store_content(chunks(), 8 << 20)
         return Artifact(kind="file", sha256=stored.sha256, size_bytes=stored.size_bytes)
 
     async def outbox(self) -> list[str]:
