@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ async def test_refusals_have_types_of_their_own(scene: Scene) -> None:
     empty = await scene.bare_model(dataset_id=await scene.dataset(None))
     await scene.asset(empty)
     ready = await scene.model()
-    wanted = {
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {
         "model-not-custom": (auto, {}),
         "no-script-asset": (bare, {}),
         "no-dataset": (scripted, {}),
