@@ -173,8 +173,9 @@ def _setpriv(death_signal: signal.Signals, user: str | None) -> list[str]:
     command = [setpriv, "--pdeathsig", death_signal.name.removeprefix("SIG")]
     if user is not None:
         entry = pwd.getpwnam(user)
-        # dac_override lets that user pass through folders of root's, such as a checkout in root's own home.
-        caps = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]
+        # dac_override lets that user pass through folders of root's, such as a checkout in root's own home; without
+        # no_setuid_fixup access(2), which PostgreSQL finds its own programs by, does not count it (capabilities(7)).
+        caps = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override", "--securebits", "+no_setuid_fixup"]
         command += ["--reuid", str(entry.pw_uid), "--regid", str(entry.pw_gid), "--clear-groups", *caps]
     return [*command, "--"]
 

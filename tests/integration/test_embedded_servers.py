@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from services.cli.embedded_kafka import EmbeddedKafka
 from services.cli.embedded_postgres import EmbeddedPostgres
-from services.cli.embedded_process import ServerFailed, free_port
+from services.cli.embedded_process import ServerFailed, ServerProcess, free_port, unprivileged_user
 
 PARENT = """
 import asyncio, sys
@@ -78,6 +78,23 @@ async def test_a_second_server_object_ends_the_leftover_of_a_killed_parent(tmp_p
         assert first._process.pid is None
     finally:
         await second.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a server another user")
+async def test_another_user_gets_through_the_folders_of_root(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    program = private / "program"
+    program.write_text("#!/bin/sh\necho started")
+    program.chmod(0o755)
+    process = ServerProcess("shell", tmp_path, signal.SIGTERM)
+    await process.spawn(["sh", "-c", f"id -u; test -x {program} && {program}"], unprivileged_user())
+    async with asyncio.timeout(10):
+        while process.pid is not None:  # noqa: ASYNC110 - a child has no event to wait for
+            await asyncio.sleep(0.02)
+    assert process.log_tail().splitlines()[1:] == ["started"]
+    assert process.log_tail().splitlines()[0] != "0"
+    await process.stop()
 
 
 async def test_a_taken_port_is_named(tmp_path: Path, postgres_server: EmbeddedPostgres) -> None:
