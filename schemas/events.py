@@ -7,7 +7,7 @@ Adding an optional field is compatible; anything else is a new version (`…v2`)
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from schemas.parts import (
     Artifact,
@@ -218,7 +218,10 @@ class SchedulerLoad(Event):
 
 
 class MessageRefused(Event):
-    """A message could not be handled and was set aside, with its bytes, its reason and its position."""
+    """A message could not be handled and was set aside, with its bytes, its reason and its position.
+
+    Of a value above 512 KiB only the beginning is kept; size and digest are of the whole.
+    """
 
     type: Literal["runyard.dead_letter.refused.v1"] = "runyard.dead_letter.refused.v1"
     reason: str
@@ -228,6 +231,8 @@ class MessageRefused(Event):
     consumer: str
     key_base64: str | None = None
     value_base64: str | None = None
+    value_size_bytes: int | None = Field(default=None, ge=0)
+    value_sha256: str | None = None
     headers_base64: tuple[tuple[str, str | None], ...] = ()
 
 
@@ -254,5 +259,3 @@ AnyEvent = Annotated[
     RunFact | RunRevoked | OutputEvent | RunnersEvent | SchedulerLoad | MessageRefused,
     Field(discriminator="type"),
 ]
-
-EVENT_ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)

@@ -170,15 +170,20 @@ def _changes(fact: RunFact) -> dict[str, object]:  # noqa: C901 - one flat case 
 
 
 def _why(fact: RunWaiting | AttemptLost | RunRequeued) -> dict[str, object]:
-    return {"reason": fact.reason, "message": fact.message}
+    return {"reason": fact.reason, "message": _words(fact.message)}
 
 
 def _end(fact: RunEnd) -> dict[str, object]:
     return {
-        "message": fact.message,
+        "message": _words(fact.message),
         "started_at": fact.started_at,
         "ended_at": fact.ended_at,
         "exit_code": fact.exit_code,
         "usage": fact.usage,
         "output_sequence": fact.output_sequence,
     }
+
+
+def _words(message: str | None) -> str | None:
+    """Take NUL out of what somebody said in words: PostgreSQL stores no such text, and no end may be lost for it."""
+    return None if message is None else message.replace("\x00", "\N{REPLACEMENT CHARACTER}")

@@ -26,7 +26,7 @@ from services.backbone.objects import Objects
 from services.backbone.postgres import open_pool
 from services.backbone.publisher import Publisher
 from services.backbone.relay import Relay
-from services.backbone.sealing import SealingKey
+from services.backbone.sealing import parse_keys
 from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
 
@@ -60,8 +60,7 @@ async def serve(settings: ApiSettings) -> None:
 def make_context(settings: ApiSettings, pool: asyncpg.Pool, health: Health, client: httpx.AsyncClient) -> Context:
     """Make what request handlers work with."""
     objects = Objects(settings.objects_url)
-    retired = settings.sealing_keys_retired.get_secret_value().split()
-    keys = tuple(SealingKey.parse(text) for text in (settings.sealing_key.get_secret_value(), *retired))
+    keys = parse_keys(settings.sealing_key.get_secret_value(), settings.sealing_keys_retired.get_secret_value())
     limits = Limits(
         json_bytes=settings.max_json_bytes,
         asset_bytes=settings.max_asset_bytes,

@@ -48,6 +48,7 @@ class Reading(BaseModel):
 
     after: Position
     follow: bool
+    resumed: bool
 
 
 async def _reading(
@@ -57,7 +58,8 @@ async def _reading(
     ] = False,
     last_event_id: LastEventId = None,
 ) -> Reading:
-    return Reading(after=_position(last_event_id or after), follow=follow)
+    resumed = last_event_id is not None
+    return Reading(after=_position(last_event_id or after), follow=follow, resumed=resumed)
 
 
 def _position(cursor: str | None) -> Position:
@@ -104,7 +106,7 @@ async def get_logs(
     """
     await found_run(call, model_id, run_id)
     after = reading.after
-    if wanted.tail is not None:
+    if wanted.tail is not None and not reading.resumed:
         lines = await select_last_lines(call.context.pool, run_id, wanted.stream, wanted.tail)
         after = _before(lines[0]) if lines else after
     if not reading.follow:

@@ -13,6 +13,7 @@ from services.backbone.errors import TransientError, is_transient
 from services.backbone.postgres import Connection
 
 ACQUIRE_TIMEOUT_S = 10.0
+BROKEN = (asyncpg.InterfaceError, asyncpg.PostgresError, OSError)
 
 Executor = asyncpg.Pool | Connection
 """What runs a statement: the pool for a single one, a connection inside a transaction."""
@@ -29,13 +30,14 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
     Raises:
         CommitUnknown: everything was written and the commit's outcome is not known.
     """
-    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+    connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+    try:
         transaction = connection.transaction()
         await transaction.start()
         try:
             yield connection
         except BaseException:
-            with suppress(asyncpg.InterfaceError, asyncpg.PostgresError, OSError):
+            with suppress(*BROKEN):
                 await transaction.rollback()
             raise
         try:
@@ -44,3 +46,6 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
             if is_transient(error):
                 raise CommitUnknown(repr(error)) from error
             raise
+    finally:
+        with suppress(*BROKEN):  # a connection that breaks behind the commit takes nothing of it back
+            await pool.release(connection)

@@ -5,6 +5,7 @@ consumer stops (after arroyo's DlqLimit). Never drops anything silently.
 """
 
 import base64
+import hashlib
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,9 @@ from services.backbone.publisher import Publisher
 
 POISON_LIMIT = 10
 POISON_WINDOW = 100
+MOST_VALUE_BYTES = 512 << 10
+"""Of a larger value the letter keeps the beginning, so that every letter fits where its message did."""
+MOST_HEADERS = 100
 
 REFUSED = Counter("runyard_messages_refused", "Messages set aside as dead letters", ["consumer", "topic"])
 
@@ -71,6 +75,7 @@ class DeadLetters:
 
 
 def _letter(record: ConsumerRecord, reason: str, consumer: str) -> DeadLetter:
+    value: bytes | None = record.value
     data = MessageRefused(
         reason=reason,
         topic=record.topic,
@@ -78,15 +83,17 @@ def _letter(record: ConsumerRecord, reason: str, consumer: str) -> DeadLetter:
         offset=record.offset,
         consumer=consumer,
         key_base64=_base64(record.key),
-        value_base64=_base64(record.value),
-        headers_base64=tuple((name, _base64(value)) for name, value in record.headers),
+        value_base64=_base64(None if value is None else value[:MOST_VALUE_BYTES]),
+        value_size_bytes=None if value is None else len(value),
+        value_sha256=None if value is None else hashlib.sha256(value).hexdigest(),
+        headers_base64=tuple((name, _base64(raw)) for name, raw in record.headers[:MOST_HEADERS]),
     )
     place = f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}"
     identity = event_id(place, 0, f"{data.type}/{consumer}")
     event = CloudEvent(identity, f"/runyard/{consumer}", place, datetime.now(UTC), data)
-    headers, value = encode(event)
+    headers, letter = encode(event)
     key = (record.key or b"").decode(errors="replace") or record.topic
-    return DeadLetter(DEAD_LETTERS.name, key, headers, value)
+    return DeadLetter(DEAD_LETTERS.name, key, headers, letter)
 
 
 def _base64(raw: bytes | None) -> str | None:

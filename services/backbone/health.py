@@ -44,6 +44,10 @@ class Health:
         """Report what is wrong with a part."""
         self.parts[name] = PartHealth(False, detail, time.monotonic())
 
+    def works(self, name: str) -> bool:
+        """Whether a part last reported that it works."""
+        return name in self.parts and self.parts[name].ok
+
     @property
     def ready(self) -> bool:
         """Whether every part works."""

@@ -16,6 +16,7 @@ from services.backbone.retry import until_it_works
 from services.backbone.settings import ServiceSettings
 
 KEEP_FOR_EVER_MS = -1
+MAX_RECORD_BYTES = 4 << 20
 SEGMENT_MS = 10 * 60 * 1000
 
 
@@ -62,6 +63,7 @@ def _new_topic(topic: Topic, replication: int) -> NewTopic:
         "cleanup.policy": "compact" if topic.compacted else "delete",
         "retention.ms": str(retention),
         "min.insync.replicas": str(max(1, replication - 1)),
+        "max.message.bytes": str(MAX_RECORD_BYTES),
     }
     if topic.compacted:  # only closed segments are compacted, and these topics are read from the start
         configs |= {"segment.ms": str(SEGMENT_MS), "min.cleanable.dirty.ratio": "0.1"}

@@ -7,7 +7,6 @@ Owns the rows until Kafka has them. A writer locks the run's row before it enque
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from schemas.cloudevents import CloudEvent, encode
 from schemas.topics import address_of
@@ -89,9 +88,3 @@ async def sweep(connection: Connection, subjects: Sequence[str]) -> None:
     await connection.execute(
         "DELETE FROM outbox WHERE sent_at IS NOT NULL AND subject = ANY($1::text[])", list(subjects)
     )
-
-
-async def oldest_unsent(connection: Connection) -> datetime | None:
-    """Tell when the oldest unsent row was written; None when all are sent."""
-    moment: datetime | None = await connection.fetchval("SELECT min(created_at) FROM outbox WHERE sent_at IS NULL")
-    return moment

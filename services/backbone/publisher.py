@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from services.backbone.errors import PublishFailed
+from services.backbone.kafka import MAX_RECORD_BYTES
 
 SEND_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
-MAX_RECORD_BYTES = 4 << 20
 
 log = structlog.get_logger()
 
@@ -74,6 +74,8 @@ class Publisher:
                     for record in records
                 ]
                 await asyncio.gather(*pending)
+        except MessageSizeTooLargeError:
+            raise  # a bug of ours: the same bytes will never fit
         except (KafkaError, TimeoutError, OSError) as error:
             await self._throw_away()
             raise PublishFailed(repr(error)) from error

@@ -14,7 +14,7 @@ import structlog
 
 from services.backbone.errors import is_transient
 from services.backbone.health import Health
-from services.backbone.outbox import OutboxRow, mark_sent, oldest_unsent, unsent
+from services.backbone.outbox import OutboxRow, mark_sent, unsent
 from services.backbone.postgres import open_connection
 from services.backbone.publisher import Publisher
 from services.backbone.retry import delays
@@ -92,12 +92,3 @@ class Relay:
             await self._publisher.publish(rows)
             await mark_sent(connection, [row.id for row in rows])
             log.debug("relayed", outbox=self._schema, rows=len(rows))
-
-
-async def outbox_age_s(connection: asyncpg.Connection) -> float:
-    """Tell how old the oldest unsent row is, in seconds; 0 when all are sent."""
-    oldest = await oldest_unsent(connection)
-    if oldest is None:
-        return 0.0
-    age: float = await connection.fetchval("SELECT extract(epoch FROM now() - $1::timestamptz)::float8", oldest)
-    return age

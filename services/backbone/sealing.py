@@ -41,6 +41,15 @@ class SealingKey:
         return cls(key_id, secret)
 
 
+def parse_keys(current: str, retired: str = "") -> tuple[SealingKey, ...]:
+    """Read the key that seals, and those of before that still open, with blanks between them.
+
+    Raises:
+        ValueError: one of them has another form.
+    """
+    return tuple(SealingKey.parse(text) for text in (current, *retired.split()))
+
+
 def seal(key: SealingKey, subject: str, plain: bytes) -> bytes:
     """Encrypt for one subject: magic, key id, nonce, ciphertext with tag."""
     nonce = os.urandom(NONCE_BYTES)

@@ -80,7 +80,7 @@ class Attempt:
         was_running = self._entry.state is State.RUNNING
         state = await self._setting_up.find(None if was_running else PATIENCE_S)
         if state is None and was_running:
-            raise GivenUp(Lost(Reason.CONTAINER_LOST, "the container is gone"))
+            return None  # gone: what is journaled tells how it ended
         if state is None or state.status == "created":
             state = await self._setting_up.start()
         if state is not None and not was_running:

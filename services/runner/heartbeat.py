@@ -13,6 +13,7 @@ from schemas.parts import Capacity, RunAttempt, Runtime
 from services.backbone.errors import PublishFailed
 from services.backbone.health import Health
 from services.backbone.publisher import Publisher
+from services.runner.engine import PART as ENGINE
 from services.runner.events import Announcement, runner_heartbeat
 from services.runner.journal import Journal, State
 
@@ -78,12 +79,13 @@ class Heart:
             self.connected.set()
 
     def _announcement(self, offer: Offer, now: datetime) -> Announcement:
+        """Tell what there is; while the engine is away no runtime is offered, so that no run is given to lose."""
         alive: dict[State, list[RunAttempt]] = {State.ACCEPTED: [], State.RUNNING: []}
         for entry in self.journal.unfinished():
             alive[entry.state].append(entry.ref)
         return Announcement(
             capacity=offer.capacity,
-            runtimes=offer.runtimes,
+            runtimes=offer.runtimes if self.health.works(ENGINE) else (),
             dispatch_partition=offer.dispatch_partition,
             accepted=tuple(alive[State.ACCEPTED]),
             running=tuple(alive[State.RUNNING]),

@@ -18,7 +18,7 @@ from services.backbone.health import Health, serve_health
 from services.backbone.kafka import client_options, ensure_topics
 from services.backbone.objects import Objects
 from services.backbone.publisher import Publisher
-from services.backbone.sealing import SealingKey
+from services.backbone.sealing import parse_keys
 from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
 from services.runner.cache import Cache
@@ -126,7 +126,7 @@ def _supplies(settings: RunnerSettings) -> Supplies:
     objects = Objects(settings.objects_url)
     cache = Cache(settings.work_dir / "cache", objects, settings.cache_max_gb << 30)
     cache.clear_unfinished()
-    keys = [SealingKey.parse(text) for text in settings.sealing_key.get_secret_value().split(",")]
+    keys = parse_keys(settings.sealing_key.get_secret_value(), settings.sealing_keys_retired.get_secret_value())
     return Supplies(objects, cache, {key.key_id: key for key in keys})
 
 

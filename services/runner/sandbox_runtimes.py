@@ -10,7 +10,7 @@ from docker.errors import DockerException
 
 from schemas.parts import Runtime
 from services.runner import sandbox_images
-from services.runner.errors import EngineRefused, EngineUnavailable
+from services.runner.errors import EngineUnavailable
 from services.runner.sandbox_rootfs import CannotBuildError
 
 
@@ -31,12 +31,9 @@ def image_of(runtime: Runtime) -> str:
     """Return the id of a runtime's image, making the image first if need be: that takes a minute or so.
 
     Raises:
-        EngineRefused: this host cannot make it.
-        EngineUnavailable: the engine did not answer.
+        EngineUnavailable: it cannot be made here and now, which is not the script's fault.
     """
     try:
         return sandbox_images.ensure(runtime)
-    except CannotBuildError as error:
-        raise EngineRefused(str(error)) from error
-    except (DockerException, requests.exceptions.RequestException, OSError) as error:
+    except (CannotBuildError, DockerException, requests.exceptions.RequestException, OSError) as error:
         raise EngineUnavailable(str(error)) from error

@@ -17,7 +17,8 @@ class RunnerSettings(ServiceSettings):
 
     work_dir: Path = Field(description="journal, cache and the runs' folders; at the same path for the engine")
     objects_url: str
-    sealing_key: SecretStr = Field(description="'<id>:<base64 of 32 bytes>'; several, the old ones too, by commas")
+    sealing_key: SecretStr = Field(description="'<id>:<base64 of 32 bytes>', the same as the api's")
+    sealing_keys_retired: SecretStr = Field(default=SecretStr(""), description="keys of before, blanks between them")
     runner_cpu_cores: int | None = Field(default=None, ge=1, description="announced; by default the host's")
     runner_memory_gb: int | None = Field(default=None, ge=1, description="announced; by default the host's")
     runner_gpus: int = Field(default=0, ge=0)

@@ -35,7 +35,7 @@ def fold(known: Mapping[str, FoldedRun], events: Iterable[CloudEvent]) -> dict[s
         before = runs[event.data.run_id]
         after = evolve(before.run, event.data, event.time).run
         pending = None if before.pending == event.id else before.pending
-        runs[event.data.run_id] = replace(before, run=_storable(after or before.run), pending=pending)
+        runs[event.data.run_id] = replace(before, run=after or before.run, pending=pending)
     return {run_id: after for run_id, after in runs.items() if after != known[run_id]}
 
 
@@ -52,10 +52,3 @@ def duration_s(run: Run) -> float | None:
     if not run.status.is_end or run.started_at is None or run.ended_at is None:
         return None
     return max(0.0, (run.ended_at - run.started_at).total_seconds())
-
-
-def _storable(run: Run) -> Run:
-    """Take NUL out of what a runner said in words: PostgreSQL stores no such text, and no end may be lost for it."""
-    if run.message is None or "\x00" not in run.message:
-        return run
-    return run.model_copy(update={"message": run.message.replace("\x00", "\N{REPLACEMENT CHARACTER}")})

@@ -4,6 +4,7 @@ Real PostgreSQL and Apache Kafka; each test reads topics of its own, so that oth
 """
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,13 +15,13 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from schemas.cloudevents import CloudEvent, UnknownEvent, encode
-from schemas.events import RunWaiting
+from schemas.events import MessageRefused, RunWaiting
 from schemas.reason import Reason
 from schemas.topics import DEAD_LETTERS, Topic
 from services.backbone.consumer import Consumer, Received, Subscription
 from services.backbone.errors import PoisonError, TooMuchPoison, TransientError
 from services.backbone.health import Health
-from services.backbone.kafka import client_options, ensure_topics
+from services.backbone.kafka import MAX_RECORD_BYTES, client_options, ensure_topics
 from services.backbone.outbox import Message, enqueue
 from services.backbone.postgres import open_pool
 from services.backbone.publisher import Publisher
@@ -166,6 +167,32 @@ async def test_poison_is_set_aside_with_its_place_and_the_rest_goes_on(
         await until(lambda: len(of_this_topic()) == 4, task)
     assert [offset for offset, _ in of_this_topic()] == [0, 1, 2, 3]
     assert "ce_id is null" in of_this_topic()[1][1]
+
+
+async def test_poison_as_large_as_a_record_may_be_stops_nobody(
+    kafka_settings: ServiceSettings, publisher: Publisher, topic: str, group: str
+) -> None:
+    headers, value = encode(waiting("run-a", 1))
+    junk = b"{" * (MAX_RECORD_BYTES - 1024)
+    producer = AIOKafkaProducer(**client_options(kafka_settings), max_request_size=MAX_RECORD_BYTES)
+    await producer.start()
+    await producer.send_and_wait(topic, junk, key=b"run-a", headers=headers)
+    await producer.send_and_wait(topic, value, key=b"run-a", headers=headers)
+    await producer.stop()
+    collector, letters = Collector(), Collector()
+    async with consuming(kafka_settings, Subscription("large", (topic,), collector.handle, group), publisher) as task:
+        await until(lambda: bool(collector.seen), task)
+    aside = Subscription("letters", (DEAD_LETTERS.name,), letters.handle)
+
+    def of_this_topic() -> list[MessageRefused]:
+        events = [received.event.data for received in letters.seen if isinstance(received.event, CloudEvent)]
+        return [event for event in events if isinstance(event, MessageRefused) and event.topic == topic]
+
+    async with consuming(kafka_settings, aside, publisher) as task:
+        await until(lambda: len(of_this_topic()) == 1, task)
+    [letter] = of_this_topic()
+    assert letter.value_size_bytes == len(junk)
+    assert letter.value_sha256 == hashlib.sha256(junk).hexdigest()
 
 
 async def test_a_message_that_the_handler_cannot_take_is_set_aside_alone(

@@ -92,6 +92,13 @@ def test_facts_about_an_unknown_run_change_nothing() -> None:
         assert evolve(None, fact, life.at(1)).run is None
 
 
+def test_nul_in_what_a_runner_says_reaches_no_table() -> None:
+    for fact in (life.failed(), life.lost()):
+        run = folded(life.requested(), life.queued(), fact.model_copy(update={"message": "a\0b"}))
+        assert run is not None
+        assert run.message == "a\N{REPLACEMENT CHARACTER}b"
+
+
 def test_every_reason_has_one_status() -> None:
     assert {status_of(reason) for reason in Reason} == {Q, *ENDS}
 
