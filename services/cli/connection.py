@@ -7,9 +7,11 @@ from services.cli.data_dir import DataDir
 from services.cli.errors import UsageRefused
 from services.cli.tokens import mint
 
+DEFAULT_URL = "http://127.0.0.1:8000"
 
-def open_api(url: str, token: str | None, data_dir: Path) -> Api:
-    """Make a client; without a token, one for the system of the data folder is minted.
+
+def open_api(url: str | None, token: str | None, data_dir: Path) -> Api:
+    """Make a client; without a token or a URL, they are those of the system of the data folder.
 
     Raises:
         UsageRefused: there is neither a token nor a data folder to mint one from.
@@ -21,4 +23,4 @@ def open_api(url: str, token: str | None, data_dir: Path) -> Api:
             raise UsageRefused(
                 f"no token: pass --token or RUNYARD_TOKEN. (None could be minted, since {error})"
             ) from error
-    return Api(url, token)
+    return Api(url or DataDir.at(data_dir).last_url() or DEFAULT_URL, token)

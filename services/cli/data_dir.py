@@ -63,6 +63,15 @@ class DataDir:
         """The embedded Kafka's folder."""
         return self.path / "kafka"
 
+    def keep_url(self, url: str) -> None:
+        """Remember where the folder's system answers."""
+        (self.path / "url").write_text(url)
+
+    def last_url(self) -> str | None:
+        """Tell where the folder's system answered last; None if there never was one."""
+        path = self.path / "url"
+        return path.read_text() if path.exists() else None
+
     @property
     def objects_url(self) -> str:
         """The object store: uploads, artifacts, sealed variables."""

@@ -7,8 +7,6 @@ import typer
 
 from services.cli.data_dir import DEFAULT_DATA_DIR
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
 DataDirOption = Annotated[
     Path,
     typer.Option(
@@ -18,7 +16,10 @@ DataDirOption = Annotated[
         help="The folder of the system that `runyard up` runs.",
     ),
 ]
-UrlOption = Annotated[str, typer.Option(envvar="RUNYARD_URL", help="Where the API is.")]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(envvar="RUNYARD_URL", show_default="the data folder's system", help="Where the API is."),
+]
 TokenOption = Annotated[
     str | None,
     typer.Option(

@@ -18,7 +18,7 @@ from services.cli.connection import open_api
 from services.cli.display import STYLE, line_text, status_text
 from services.cli.errors import UsageRefused
 from services.cli.follow import follow_stream, path_of
-from services.cli.options import DEFAULT_URL, DataDirOption, TokenOption, UrlOption
+from services.cli.options import DataDirOption, TokenOption, UrlOption
 
 PIPE_WIDTH = 200
 """Where no terminal says how wide it is, nothing shall be cut off."""
@@ -30,7 +30,7 @@ def runs(
     data_dir: DataDirOption,
     model: Annotated[str | None, typer.Option(help="Only of this model, by id or name.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="How many of each model.")] = 20,
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
     """List runs, newest first, with how they ended.
@@ -49,7 +49,7 @@ def logs(  # noqa: PLR0913 - every parameter is an option of the command line
     data_dir: DataDirOption,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
     tail: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last lines.")] = None,
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
     """Print what a run's script printed.
@@ -65,9 +65,7 @@ def logs(  # noqa: PLR0913 - every parameter is an option of the command line
     asyncio.run(_logs(open_api(url, token, data_dir), run_id, follow, tail))
 
 
-def cancel(
-    run_id: RunArgument, data_dir: DataDirOption, url: UrlOption = DEFAULT_URL, token: TokenOption = None
-) -> None:
+def cancel(run_id: RunArgument, data_dir: DataDirOption, url: UrlOption = None, token: TokenOption = None) -> None:
     """Ask a run to stop: its script gets SIGTERM and ten seconds to end. Asking again changes nothing.
 
     [bold]Example[/bold]

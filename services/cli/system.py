@@ -104,6 +104,7 @@ class RunningSystem:
         await _all_of(self._start_postgres(secrets), self._start_kafka())
         ports = {name: free_port() for name in STOP_ORDER} | ({"api": options.api_port} if options.api_port else {})
         self.api_url = f"http://{options.host}:{ports['api']}"
+        self.data_dir.keep_url(self.api_url)
         settings = service_settings(options, self.data_dir, self._addresses(), secrets)
         for name in reversed(STOP_ORDER):
             host = options.host if name == "api" else LOOPBACK

@@ -17,7 +17,7 @@ from services.cli.connection import open_api
 from services.cli.display import RunDisplay
 from services.cli.errors import UsageRefused
 from services.cli.follow import follow_run
-from services.cli.options import DEFAULT_URL, DataDirOption, TokenOption, UrlOption
+from services.cli.options import DataDirOption, TokenOption, UrlOption
 from services.cli.uploads import Files, ready_model
 
 EXIT_CODE = {"succeeded": 0, "failed": 1, "cancelled": 3}
@@ -53,7 +53,7 @@ def train(  # noqa: PLR0913 - every parameter is an option of the command line
     env: EnvOption = None,
     label: Annotated[str | None, typer.Option(help="A label for the run.")] = None,
     asset: AssetOption = None,
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
     """Train a model: upload the script and its data, start a run, follow it to its end.

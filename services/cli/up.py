@@ -4,6 +4,7 @@ Owns what is said while it runs. Never does anything by itself that `system` can
 """
 
 import asyncio
+import shlex
 import time
 from typing import Annotated
 
@@ -81,10 +82,17 @@ def _greeting(system: RunningSystem, seconds: float) -> str:
         f"  Kafka  {system.kafka_bootstrap_servers}               (events: topic runyard.runs)\n"
         f"  Logs   {system.data_dir.path / 'logs'}\n\n"
         f"  export RUNYARD_URL={system.api_url}\n"
-        f"  export RUNYARD_TOKEN=$(runyard token --data-dir {system.data_dir.path})\n\n"
+        f"  export RUNYARD_TOKEN=$(runyard token --data-dir {shlex.quote(str(system.data_dir.path))})\n\n"
         "Ctrl-C stops everything.\n"
     )
 
 
 def _command(options: SystemOptions) -> str:
-    return f"runyard up --data-dir {options.data_dir}"
+    """Write the command that starts the same system again, with what differs from the defaults."""
+    defaults = SystemOptions(options.data_dir, api_port=8000, kafka_port=9092)
+    names = ("host", "api_port", "kafka_port", "postgres_port", "cpu_cores", "memory_gb", "gpus")
+    words = ["runyard", "up", "--data-dir", str(options.data_dir)]
+    for name in names:
+        if (value := getattr(options, name)) != getattr(defaults, name):
+            words += ["--" + name.removeprefix("api_").replace("_", "-"), str(value)]
+    return shlex.join(words)

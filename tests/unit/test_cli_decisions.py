@@ -20,6 +20,7 @@ from services.cli.sparkline import metrics_table, sparkline
 from services.cli.system import Addresses, SystemOptions, can_bind, service_settings
 from services.cli.tokens import Claims, duration_s, write_token
 from services.cli.train import variables_of
+from services.cli.up import _command
 from services.cli.uploads import asset_type_of
 
 SECRETS = Secrets("j" * 40, "k1:c2VhbA==", "pw-api", "pw-scheduler", "pw-auditor")
@@ -175,3 +176,10 @@ def test_a_port_that_somebody_listens_on_cannot_be_bound() -> None:
 def test_a_host_that_is_none_is_refused() -> None:
     with pytest.raises(UsageRefused, match="no address"):
         can_bind("host.invalid", 8000)
+
+
+def test_the_command_that_starts_a_system_again_repeats_what_was_chosen() -> None:
+    plain = SystemOptions(Path("data"), api_port=8000, kafka_port=9092)
+    assert _command(plain) == "runyard up --data-dir data"
+    chosen = SystemOptions(Path("my data"), api_port=8001, kafka_port=9092, cpu_cores=4, memory_gb=16)
+    assert _command(chosen) == "runyard up --data-dir 'my data' --port 8001 --cpu-cores 4 --memory-gb 16"
