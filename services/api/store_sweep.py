@@ -24,7 +24,7 @@ UNION SELECT pinned ->> 'sha256' FROM runs
     CROSS JOIN LATERAL jsonb_array_elements(state -> 'spec' -> 'assets' || (state -> 'spec' -> 'dataset')) pinned
     WHERE end_seen_at IS NULL AND pinned ->> 'sha256' = ANY($1::text[])
 """
-OLDEST_OPEN_RUN = "SELECT min(created_at) FROM runs WHERE status IN ('starting', 'running')"
+OLDEST_OPEN_RUN = "SELECT min(created_at) FROM runs WHERE end_seen_at IS NULL"
 HOLDERS = "SELECT run_id FROM runs WHERE run_id = ANY($1::text[])"
 
 
@@ -46,7 +46,10 @@ async def needed_digests(executor: Executor, digests: Sequence[str]) -> set[str]
 
 
 async def oldest_open_run(executor: Executor) -> datetime | None:
-    """Tell when the oldest run that a runner has was accepted, which may have stored an artifact; None if none has."""
+    """Tell when the oldest run that has not ended was accepted; None when all have.
+
+    Not only of those that are shown as running: while the registry lags, a queued one may have stored its artifact.
+    """
     moment: datetime | None = await executor.fetchval(OLDEST_OPEN_RUN)
     return moment
 
