@@ -7,7 +7,6 @@ consumer stops (after arroyo's DlqLimit). Never drops anything silently.
 import base64
 import hashlib
 from collections import deque
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -19,7 +18,7 @@ from schemas.events import MessageRefused
 from schemas.ids import event_id
 from schemas.topics import DEAD_LETTERS
 from services.backbone.errors import TooMuchPoison
-from services.backbone.publisher import Publisher
+from services.backbone.publisher import Outgoing, Publisher
 
 POISON_LIMIT = 10
 POISON_WINDOW = 100
@@ -30,17 +29,6 @@ MOST_HEADERS = 100
 REFUSED = Counter("runyard_messages_refused", "Messages set aside as dead letters", ["consumer", "topic"])
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A dead letter as it is published; it keeps the original key."""
-
-    topic: str
-    key: str
-    headers: list[tuple[str, bytes]]
-    value: bytes
-    partition: int | None = None
 
 
 class DeadLetters:
@@ -74,7 +62,7 @@ class DeadLetters:
             )
 
 
-def _letter(record: ConsumerRecord, reason: str, consumer: str) -> DeadLetter:
+def _letter(record: ConsumerRecord, reason: str, consumer: str) -> Outgoing:
     value: bytes | None = record.value
     data = MessageRefused(
         reason=reason,
@@ -93,7 +81,7 @@ def _letter(record: ConsumerRecord, reason: str, consumer: str) -> DeadLetter:
     event = CloudEvent(identity, f"/runyard/{consumer}", place, datetime.now(UTC), data)
     headers, letter = encode(event)
     key = (record.key or b"").decode(errors="replace") or record.topic
-    return DeadLetter(DEAD_LETTERS.name, key, headers, letter)
+    return Outgoing(DEAD_LETTERS.name, key, headers, letter)
 
 
 def _base64(raw: bytes | None) -> str | None:

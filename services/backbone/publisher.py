@@ -7,6 +7,7 @@ is thrown away. After `PublishFailed` the outcome is unknown: the caller sends t
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -44,6 +45,17 @@ class Record(Protocol):
     @property
     def value(self) -> bytes:
         """The record's value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An event that goes to Kafka without an outbox; `partition` None lets the key decide."""
+
+    topic: str
+    key: str
+    headers: list[tuple[str, bytes]]
+    value: bytes
+    partition: int | None = None
 
 
 class Publisher:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import asyncpg
@@ -21,7 +20,7 @@ from services.backbone.consumer import Consumer, Received, Subscription
 from services.backbone.errors import is_transient
 from services.backbone.health import Health
 from services.backbone.outbox import sweep
-from services.backbone.publisher import Publisher
+from services.backbone.publisher import Outgoing, Publisher
 from services.backbone.retry import delays
 from services.scheduler import events, store
 from services.scheduler.rounds import Term, play_round
@@ -32,17 +31,6 @@ HEARING = "scheduler.runners"
 SWEEP_INTERVAL_S = 600.0
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """An event as it goes straight to Kafka."""
-
-    topic: str
-    key: str
-    headers: list[tuple[str, bytes]]
-    value: bytes
-    partition: int | None = None
 
 
 class Leading:
@@ -159,7 +147,7 @@ class Leading:
     async def _announce(self, event: CloudEvent) -> bool:
         topic, key = address_of(event.data)
         try:
-            await self._publisher.publish([Announcement(topic.name, key, *encode(event))])
+            await self._publisher.publish([Outgoing(topic.name, key, *encode(event))])
         except Exception as error:
             if not is_transient(error):
                 raise

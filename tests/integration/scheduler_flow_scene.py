@@ -20,9 +20,8 @@ from schemas.topics import DISPATCH, LOAD, RUNS, address_of
 from services.backbone.consumer import Consumer, Received, Subscription
 from services.backbone.health import Health
 from services.backbone.kafka import client_options
-from services.backbone.publisher import Publisher
+from services.backbone.publisher import Outgoing, Publisher
 from services.backbone.settings import ServiceSettings
-from services.scheduler.leading import Announcement
 from services.scheduler.main import schedule
 from services.scheduler.settings import SchedulerSettings
 from tests.integration.conftest import Database
@@ -210,7 +209,7 @@ class Scene:
 
     async def _publish(self, event: CloudEvent, partition: int | None = None) -> None:
         topic, key = address_of(event.data)
-        await self.publisher.publish([Announcement(topic.name, key, *encode(event), partition)])
+        await self.publisher.publish([Outgoing(topic.name, key, *encode(event), partition)])
 
 
 def _data(received: Received) -> AnyEvent:
