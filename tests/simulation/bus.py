@@ -50,12 +50,18 @@ class Record:
         return self._value
 
 
+class Member(Protocol):
+    """A consumer in a group, and how far it has come in its partitions."""
+
+    positions: dict[int, int]
+
+
 @dataclass(slots=True)
 class Group:
     """The members of a consumer group on one topic, and who owns which partition in the current generation."""
 
-    members: list[object] = field(default_factory=list)
-    owners: list[object] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    owners: list[Member] = field(default_factory=list)
     generation: int = 0
 
 
@@ -131,12 +137,12 @@ class Bus:
         for task in self.listeners[sent.topic]:
             self.world.wake(task)
 
-    def join(self, group: str, topic: str, member: object) -> None:
+    def join(self, group: str, topic: str, member: Member) -> None:
         """Let a consumer become a member of a group."""
         self.group(group, topic).members.append(member)
         self.rebalance(group, topic)
 
-    def leave(self, group: str, topic: str, member: object) -> None:
+    def leave(self, group: str, topic: str, member: Member) -> None:
         """Let a consumer's partitions go to the others."""
         members = self.group(group, topic).members
         if member in members:

@@ -112,7 +112,7 @@ class Scheduler:
     def _end(self, term: Term, tasks: Sequence[Task]) -> None:
         term.over = True
         for task in tasks:
-            task.alive = False
+            task.cancel()
         self.bus.listeners[RUNNERS.name][:] = [task for task in self.bus.listeners[RUNNERS.name] if task.alive]
         self.tables.leaders[:] = [task for task in self.tables.leaders if task.alive]
 
@@ -187,20 +187,22 @@ class Scheduler:
             Superseded: another instance leads, and nothing was written.
         """
         transaction = self.postgres.begin(self.process)
-        yield from transaction.lock(("epoch",))
-        if self.tables.leadership["epoch"] != epoch:
+        try:
+            yield from transaction.lock(("epoch",))
+            if self.tables.leadership["epoch"] != epoch:
+                raise Superseded
+            run_ids = sorted({each.run_id for each in decisions})
+            yield from transaction.lock(*(("scheduling", run_id) for run_id in run_ids))
+            writing = Writing(self.tables, transaction, self.world.now, self.world.moment)
+            runs = writing.locked(run_ids)
+            if not self.sees_pending:
+                runs = {run_id: replace(folded, pending=None) for run_id, folded in runs.items()}
+            pairs = [(each, effect_of(each, runs.get(each.run_id), partitions, now)) for each in decisions]
+            writing.write_effects([effect for _, effect in pairs if effect], (PATIENCE_BEATS - 1) * HEARTBEAT_S)
+            writing.flush()
+            yield from transaction.commit()
+        finally:
             transaction.rollback()
-            raise Superseded
-        run_ids = sorted({each.run_id for each in decisions})
-        yield from transaction.lock(*(("scheduling", run_id) for run_id in run_ids))
-        writing = Writing(self.tables, transaction, self.world.now, self.world.moment)
-        runs = writing.locked(run_ids)
-        if not self.sees_pending:
-            runs = {run_id: replace(folded, pending=None) for run_id, folded in runs.items()}
-        pairs = [(each, effect_of(each, runs.get(each.run_id), partitions, now)) for each in decisions]
-        writing.write_effects([effect for _, effect in pairs if effect], (PATIENCE_BEATS - 1) * HEARTBEAT_S)
-        writing.flush()
-        yield from transaction.commit()
         for decision, effect in pairs:
             if effect:
                 self.world.say(self.process.name, "decides", type(decision).__name__, decision.run_id[-6:])

@@ -187,7 +187,7 @@ class Runner:
             while not self.cut_off:
                 yield PARKED
             self._gate(may_start=False)
-            reading.alive = False
+            reading.cancel()
             while not self.connected:
                 yield PARKED
 

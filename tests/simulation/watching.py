@@ -68,8 +68,8 @@ class Watch:
         lifetime = Lifetime(run_id, attempt, runner_id, self.clock.now())
         before = self.lifetimes.setdefault(run_id, [])
         for other in before:
-            if other.attempt == attempt:
-                raise Violation(f"{run_id} attempt {attempt} was started twice")
+            if other.attempt == attempt and other.ended is None:
+                raise Violation(f"{run_id} attempt {attempt} runs twice")
             first = min(lifetime, other, key=lambda each: each.attempt)
             if other.ended is None and not self._was_silent(first.runner_id, 0.0):
                 raise Violation(f"{run_id}: attempts {other.attempt} and {attempt} overlap")

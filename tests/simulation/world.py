@@ -51,6 +51,11 @@ class Task:
     naps: bool = False
     woken: bool = False
 
+    def cancel(self) -> None:
+        """End between two steps, while the process lives: what it had begun is rolled back."""
+        self.alive = False
+        self.steps.close()
+
 
 @dataclass(slots=True, eq=False)
 class Process:
