@@ -5,7 +5,7 @@ have landed in part, as a whole, or lands later, after what was sent in its plac
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,6 +56,14 @@ class Member(Protocol):
     positions: dict[int, int]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Listener:
+    """A task that is woken when something was appended, in those partitions that it has a position in if it has any."""
+
+    task: Task
+    positions: dict[int, int] | None = None
+
+
 @dataclass(slots=True)
 class Group:
     """The members of a consumer group on one topic, and who owns which partition in the current generation."""
@@ -74,7 +82,8 @@ class Bus:
         self.logs: dict[str, list[list[Record]]] = {}
         self.offsets: dict[tuple[str, str, int], int] = {}
         self.groups: dict[tuple[str, str], Group] = {}
-        self.listeners: dict[str, list[Task]] = {topic: [] for topic in PARTITIONS}
+        self.on_append: Callable[[CloudEvent], None] = lambda _: None
+        self.listeners: dict[str, list[Listener]] = {topic: [] for topic in PARTITIONS}
         self.down_until = 0.0
         self.up_s = 0.0
         self._up_since = 0.0
@@ -134,8 +143,10 @@ class Bus:
         log = self.logs[sent.topic][partition]
         log.append(Record(sent.event, len(log), self.world.now))
         self.world.say("kafka", f"{sent.topic[8:]}/{partition}", describe(sent.event))
-        for task in self.listeners[sent.topic]:
-            self.world.wake(task)
+        self.on_append(sent.event)
+        for listener in self.listeners[sent.topic]:
+            if listener.positions is None or partition in listener.positions:
+                self.world.wake(listener.task)
 
     def join(self, group: str, topic: str, member: Member) -> None:
         """Let a consumer become a member of a group."""
@@ -159,8 +170,8 @@ class Bus:
         state.generation += 1
         choose, members = self.world.random.choice, state.members
         state.owners = [choose(members) for _ in range(PARTITIONS[topic])] if members else []
-        for task in self.listeners[topic]:
-            self.world.wake(task)
+        for listener in self.listeners[topic]:
+            self.world.wake(listener.task)
 
     def reset_offsets(self) -> None:
         """Set every group to the beginning of its topics."""

@@ -22,7 +22,7 @@ from services.scheduler.recovery import Cancel, recover
 from services.scheduler.roster import Roster
 from services.scheduler.rounds import compare
 from services.scheduler.store import View
-from tests.simulation.bus import Bus, PublishFailed, Record
+from tests.simulation.bus import Bus, Listener, PublishFailed, Record
 from tests.simulation.database import Postgres, Unavailable
 from tests.simulation.scheduling import Tables, Writing, read_view
 from tests.simulation.watching import Watch
@@ -101,7 +101,7 @@ class Scheduler:
         self.world.say(self.process.name, "leads in epoch", epoch)
         term = Term(epoch, Roster(epoch, LEASE_S, HEARTBEAT_S))
         hearing = self.process.spawn("hearing", self._hear(term))
-        self.bus.listeners[RUNNERS.name].append(hearing)
+        self.bus.listeners[RUNNERS.name].append(Listener(hearing))
         beating = self.process.spawn("beacon", self._say_that_it_is_there(term))
         deciding = self.process.spawn("rounds", self._decide(term))
         self.tables.leaders.append(deciding)
@@ -113,7 +113,8 @@ class Scheduler:
         term.over = True
         for task in tasks:
             task.cancel()
-        self.bus.listeners[RUNNERS.name][:] = [task for task in self.bus.listeners[RUNNERS.name] if task.alive]
+        listeners = self.bus.listeners[RUNNERS.name]
+        listeners[:] = [listener for listener in listeners if listener.task.alive]
         self.tables.leaders[:] = [task for task in self.tables.leaders if task.alive]
 
     def _begin_epoch(self) -> Steps[int]:

@@ -7,7 +7,7 @@ arguments, so that a test can plant a wrong one.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tests.simulation.bus import PARTITIONS, Bus, Group, PublishFailed, Record
+from tests.simulation.bus import PARTITIONS, Bus, Group, Listener, PublishFailed, Record
 from tests.simulation.database import Outbox, OutboxRow, Postgres, Unavailable
 from tests.simulation.world import PARKED, STEP, Nap, Process, Steps, Task
 
@@ -105,8 +105,9 @@ class Consumer:
         """Start consuming in the process; it ends with it."""
         task = self.process.spawn(self.name, self.run())
         listeners = self.bus.listeners[self.topic]
-        listeners.append(task)
-        self.process.on_crash.append(lambda: listeners.remove(task) if task in listeners else None)
+        listener = Listener(task, self.positions)
+        listeners.append(listener)
+        self.process.on_crash.append(lambda: listeners.remove(listener))
         if self.partition is None:
             self.bus.join(self.group, self.topic, self)
             self.process.on_crash.append(lambda: self.bus.leave(self.group, self.topic, self))
@@ -162,7 +163,8 @@ class Consumer:
 
     def _begin(self, numbers: Sequence[int]) -> None:
         offsets = self.bus.offsets
-        self.positions = {number: offsets.get((self.group, self.topic, number), 0) for number in numbers}
+        self.positions.clear()
+        self.positions.update((number, offsets.get((self.group, self.topic, number), 0)) for number in numbers)
         self.ends = {number: len(self._log(number)) for number in numbers}
         self._notice_end()
 

@@ -20,7 +20,7 @@ from tests.simulation.running import Offer, Runner
 from tests.simulation.watching import Clock, Presence, Watch
 from tests.simulation.world import Process, World
 
-RUNNERS, MODELS, CLIENTS, SUBMISSIONS = 2, 5, 3, 3
+RUNNERS, MODELS, CLIENTS, SUBMISSIONS = 2, 6, 4, 3
 SILENCE_S = LEASE_S - 18.0
 """A runner that was called lost was not heard for so long: the lease, less a gap that the leader takes for jitter."""
 
@@ -66,6 +66,7 @@ class System:
         self.world, self.rules = world, rules
         self.postgres, self.bus = Postgres(world), Bus(world)
         self.watch = Watch(SILENCE_S, WorldClock(world, self.bus), blindness=world.random.choice((1.0, 10.0)))
+        self.bus.on_append = self.watch.on_appended
         self.registry, self.scheduling, self.ledger = registry.Tables(), scheduling.Tables(), auditing.Tables()
         self.models = [f"mdl-{number}" for number in range(MODELS)]
         self.registry.active.update(dict.fromkeys(self.models))

@@ -5,6 +5,9 @@ What can be judged at once is judged at once; the rest is for `invariants`.
 
 from dataclasses import dataclass, field
 
+from schemas.cloudevents import CloudEvent
+from schemas.events import RunRevoked
+
 
 class Violation(AssertionError):
     """A promise was broken."""
@@ -42,13 +45,18 @@ class Watch:
     keys: dict[str, str] = field(default_factory=dict)
     lifetimes: dict[str, list[Lifetime]] = field(default_factory=dict)
     presences: dict[str, Presence] = field(default_factory=dict)
-    lost_containers: set[tuple[str, int]] = field(default_factory=set)
+    revoked: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def on_accepted(self, run_id: str, model_id: str, key: str | None) -> None:
         """A client was answered 202."""
         if key is not None and self.keys.setdefault(key, run_id) != run_id:
             raise Violation(f"key {key} was answered with {self.keys[key]} and with {run_id}")
         self.accepted[run_id] = model_id
+
+    def on_appended(self, event: CloudEvent) -> None:
+        """The broker has an event."""
+        if isinstance(event.data, RunRevoked):
+            self.revoked.setdefault((event.data.run_id, event.data.attempt), self.clock.now())
 
     def on_heard(self, runner_id: str) -> None:
         """The broker has a heartbeat of a runner."""
@@ -66,6 +74,8 @@ class Watch:
     def on_container_started(self, runner_id: str, run_id: str, attempt: int) -> Lifetime:
         """A container starts: another one of its run may run only where nobody could be reached."""
         lifetime = Lifetime(run_id, attempt, runner_id, self.clock.now())
+        if self.revoked.get((run_id, attempt), lifetime.started) < self.presences[runner_id].connected_since:
+            raise Violation(f"{run_id} attempt {attempt} starts, revoked before its runner could read dispatch")
         before = self.lifetimes.setdefault(run_id, [])
         for other in before:
             if other.attempt == attempt and other.ended is None:
