@@ -27,10 +27,21 @@ class PublishFailed(Exception):
 class Sendable(Protocol):
     """What can be published."""
 
-    topic: str
-    key: str
-    partition: int | None
-    event: CloudEvent
+    @property
+    def topic(self) -> str:
+        """Name of the topic."""
+
+    @property
+    def key(self) -> str:
+        """Key, which decides the partition unless one is given."""
+
+    @property
+    def partition(self) -> int | None:
+        """A partition, or None for the key's."""
+
+    @property
+    def event(self) -> CloudEvent:
+        """What is said."""
 
 
 @dataclass(slots=True, eq=False)
@@ -213,5 +224,7 @@ def describe(event: CloudEvent) -> str:
     """Say what an event is, for the trace."""
     data = event.data
     words = [type(data).__name__, event.subject[-6:]]
-    words += [f"{name}={value}" for name in ("attempt", "runner_id", "reason", "beat") if (value := getattr(data, name, None))]
+    words += [
+        f"{name}={value}" for name in ("attempt", "runner_id", "reason", "beat") if (value := getattr(data, name, None))
+    ]
     return " ".join(words)

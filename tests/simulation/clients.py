@@ -53,7 +53,8 @@ class Client:
         random = self.world.random
         compute = Compute(cpu_cores=random.choice((1, 1, 2, 3)), memory_gb=1)
         key = f"{self.name}-{number}" if random.random() < 0.6 else None
-        return Submission(random.choice(self.models), request_for(compute, random.choice((5, 20, 60))), key)
+        model_id = self.models[0] if random.random() < 0.2 else random.choice(self.models)
+        return Submission(model_id, request_for(compute, random.choice((5, 20, 60))), key)
 
     def _submit(self, wanted: Submission) -> Steps[str | None]:
         """Submit until there is an answer; without a key a repetition may be refused by what came of the first."""

@@ -1,8 +1,8 @@
 """The promises, as they are checked when everything has come to rest. The expected is written from the documents.
 
-I1 accepted runs are in the ledger; I2 each has one end; I4 one attempt decided it; I5 one start and a chain that verifies;
-I6 one version, of the winning attempt; I7 numbers without gaps and legal transitions; I8 nothing unsent. I3 and the rest
-of I2 are the observer's (`watching`) and the caller's (`simulation`).
+I1 accepted runs are in the ledger; I2 each has one end; I4 one attempt decided it; I5 one start and a chain that
+verifies; I6 one version, of the winning attempt; I7 numbers without gaps and legal transitions; I8 nothing unsent. I3
+and the rest of I2 are the observer's (`watching`) and the caller's (`simulation`).
 """
 
 from schemas.run import Run
@@ -113,7 +113,9 @@ def _check_hashes(run_id: str, events: list[StoredEvent]) -> None:
 
 def _check_version(system: System, run_id: str, ledger: Run, api: Run) -> None:
     version = system.registry.versions.get(run_id)
-    made = [event for event in system.ledger.events[run_id] if event.stale is None and _kind(event) == "ModelVersionCreated"]
+    made = [
+        event for event in system.ledger.events[run_id] if event.stale is None and _kind(event) == "ModelVersionCreated"
+    ]
     _require((version is None) == (ledger.artifact is None), f"{run_id}: version {version}, artifact {ledger.artifact}")
     _require(len(made) == (0 if version is None else 1), f"{run_id}: {len(made)} versions were told")
     if version is None or ledger.artifact is None:
@@ -145,4 +147,3 @@ def _kind(event: StoredEvent) -> str:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise Violation(otherwise)
-

@@ -179,9 +179,7 @@ class Registry:
         if run.run_id in tables.versions:
             raise ConstraintBroken(f"{run.run_id} has a version already")
         transaction.put(tables.latest, run.model_id, version)
-        transaction.put(
-            tables.versions, run.run_id, Version(run.model_id, version, run.run_id, run.artifact.sha256)
-        )
+        transaction.put(tables.versions, run.run_id, Version(run.model_id, version, run.run_id, run.artifact.sha256))
         event = model_version_created(run, version, self.world.moment, traceparent)
         transaction.enqueue(tables.outbox, [to_its_topic(event)])
         return run.model_copy(update={"version": version})

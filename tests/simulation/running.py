@@ -1,17 +1,16 @@
-"""One runner process: its dispatch, its heart, its delivery. What it remembers is in the journal, containers in the engine.
+"""One runner process: its dispatch, its heart, its delivery. What it remembers is in the journal.
 
 Mirrors `services/runner/{handlers,dispatch,heartbeat,delivery,sweep}.py`; the life of an attempt is in `attempting`.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from schemas.cloudevents import CloudEvent
 from schemas.events import RunnerHeartbeat, RunQueued, RunRevoked
 from schemas.ids import event_id
 from schemas.parts import Capacity, RunAttempt
-from schemas.cloudevents import CloudEvent
 from schemas.reason import Reason, status_of
 from schemas.topics import DISPATCH, RUNNERS
 from services.runner.events import Aftermath, Pen, run_ended

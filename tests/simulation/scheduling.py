@@ -173,9 +173,7 @@ class Writing:
         return True
 
 
-def read_view(
-    tables: Tables, moment: datetime, runners: Sequence[RunnerLoad], *, sees_pending: bool = True
-) -> View:
+def read_view(tables: Tables, moment: datetime, runners: Sequence[RunnerLoad], *, sees_pending: bool = True) -> View:
     """Read what a round of decisions is based on; not to see what is pending is a planted bug."""
     ended = [(row.ended_at or 0.0, row.duration_s) for row in tables.runs.values() if row.duration_s is not None]
     typical = median(each for _, each in sorted(ended, reverse=True)[:50]) if ended else None

@@ -1,4 +1,4 @@
-"""What strikes the system from outside: processes killed and stopped, networks cut, servers down, locks lost, offsets reset.
+"""What strikes the system from outside: processes killed and stopped, networks cut, servers down, locks and data lost.
 
 Nothing here knows what the services do; each fault is something that an operator has seen happen.
 """

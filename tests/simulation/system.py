@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from schemas.cloudevents import CloudEvent
+from schemas.events import TrainingRequested
 from schemas.parts import Capacity
 from schemas.topics import RUNS
 from tests.simulation import auditing, registry, scheduling
@@ -17,7 +19,7 @@ from tests.simulation.leading import LEASE_S, Scheduler
 from tests.simulation.moving import Choose, Consumer, Handle, Relay, unsent
 from tests.simulation.registry import Claim, Registry, claim_model
 from tests.simulation.running import Offer, Runner
-from tests.simulation.watching import Clock, Presence, Watch
+from tests.simulation.watching import Clock, Presence, Violation, Watch
 from tests.simulation.world import Process, World
 
 RUNNERS, MODELS, CLIENTS, SUBMISSIONS = 2, 6, 4, 3
@@ -66,7 +68,7 @@ class System:
         self.world, self.rules = world, rules
         self.postgres, self.bus = Postgres(world), Bus(world)
         self.watch = Watch(SILENCE_S, WorldClock(world, self.bus), blindness=world.random.choice((1.0, 10.0)))
-        self.bus.on_append = self.watch.on_appended
+        self.bus.on_append = self._on_appended
         self.registry, self.scheduling, self.ledger = registry.Tables(), scheduling.Tables(), auditing.Tables()
         self.models = [f"mdl-{number}" for number in range(MODELS)]
         self.registry.active.update(dict.fromkeys(self.models))
@@ -87,6 +89,16 @@ class System:
             process.start()
         for client in self.clients:
             self.world.spawn(client.name, client.run())
+
+    def _on_appended(self, event: CloudEvent) -> None:
+        """Observe what the broker has; whenever a run begins to be told of, its model has no other open run."""
+        self.watch.on_appended(event)
+        if isinstance(event.data, TrainingRequested):
+            model_id = event.data.model_id
+            runs = (run for run in self.registry.runs.values() if run.model_id == model_id)
+            open_runs = [run.run_id for run in runs if not run.status.is_end]
+            if len(open_runs) > 1:
+                raise Violation(f"{model_id} is claimed by {open_runs}")
 
     def _process(self, name: str, boot: Callable[[Process], None]) -> Process:
         process = Process(self.world, name, lambda: boot(process))
