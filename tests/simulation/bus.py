@@ -90,7 +90,9 @@ class Bus:
     def __init__(self, world: World) -> None:
         self.world = world
         self.cluster = 1
+        self.facts = 0
         self.logs: dict[str, list[list[Record]]] = {}
+        self.topics = set(PARTITIONS)
         self.offsets: dict[tuple[str, str, int], int] = {}
         self.groups: dict[tuple[str, str], Group] = {}
         self.on_append: Callable[[CloudEvent], None] = lambda _: None
@@ -121,9 +123,14 @@ class Bus:
     def lose_everything(self) -> None:
         """Lose topics and offsets; an empty cluster with another id answers."""
         self.cluster += 1
+        self.topics.clear()
         self.offsets.clear()
         self.groups.clear()
         self._empty()
+
+    def make_topics(self) -> None:
+        """Make all topics that are not there."""
+        self.topics.update(PARTITIONS)
 
     def publish(self, process: Process, records: Sequence[Sendable]) -> Steps[None]:
         """Send records, in order per partition, until they are acknowledged.
@@ -133,7 +140,7 @@ class Bus:
         """
         yield STEP
         world, faults = self.world, self.world.faults
-        if not self.reachable(process):
+        if not self.reachable(process) or any(record.topic not in self.topics for record in records):
             yield world.random.random() * PUBLISH_TIMEOUT_S
             raise PublishFailed
         if world.chance(faults.publish_fails):
@@ -153,6 +160,7 @@ class Bus:
         partition = partition_of(sent)
         log = self.logs[sent.topic][partition]
         log.append(Record(sent.event, len(log), self.world.now))
+        self.facts += sent.topic == RUNS.name
         self.world.say("kafka", f"{sent.topic[8:]}/{partition}", describe(sent.event))
         self.on_append(sent.event)
         for listener in self.listeners[sent.topic]:
@@ -208,7 +216,7 @@ class Bus:
 
     def _land_late(self, records: Sequence[Sendable], cluster: int) -> Steps[None]:
         yield self.world.random.random() * LATE_S
-        if cluster == self.cluster:
+        if cluster == self.cluster:  # what was on its way to a cluster that is gone goes nowhere
             self.world.say("kafka", "records of a failed publish land late")
             for record in records:
                 self.append(record)

@@ -165,6 +165,8 @@ class Postgres:
         self.locks: dict[Key, Transaction] = {}
         self.open: list[Transaction] = []
         self.advisory: dict[str, tuple[Process, int, int]] = {}
+        self.sharers: dict[str, list[Process]] = {schema: [] for schema in ("registry", "scheduling", "ledger")}
+        self.takers: dict[str, Process] = {}
         self.down_until = 0.0
         self._sessions = 0
 
@@ -199,6 +201,10 @@ class Postgres:
         for transaction in [each for each in self.open if each.process is process]:
             transaction.rollback()
         self.advisory = {name: held for name, held in self.advisory.items() if held[0] is not process}
+        self.takers = {schema: taker for schema, taker in self.takers.items() if taker is not process}
+        for sharers in self.sharers.values():
+            if process in sharers:
+                sharers.remove(process)
 
     def stop(self, until: float) -> None:
         """Stop hard: nothing uncommitted survives, no session does."""
@@ -207,6 +213,21 @@ class Postgres:
             transaction.broken = True
             transaction.rollback()
         self.advisory.clear()
+        self.takers.clear()
+        for sharers in self.sharers.values():
+            sharers.clear()
+
+    def share(self, schema: str, process: Process) -> bool:
+        """Share the lock on a schema's broker, unless somebody has it, or wants it, for himself."""
+        if schema in self.takers:
+            return False
+        self.sharers[schema].append(process)
+        return True
+
+    def take(self, schema: str, process: Process) -> bool:
+        """Keep others from sharing the lock from now on; returns whether nobody shares it any more."""
+        self.takers[schema] = process
+        return not self.sharers[schema]
 
     def try_lock(self, name: str, process: Process) -> int | None:
         """Try to take an advisory lock with a session of its own; returns the session, None while another has it."""

@@ -60,7 +60,7 @@ class Faults:
             every_s=random.choice((2.0, 6.0, 20.0)),
             storm_s=random.choice((20.0, 60.0, 120.0)),
             instances=random.choice((1, 2)),
-            loses_broker=random.random() < 0.25,
+            loses_broker=random.random() < 0.35,
         )
 
     def steps_to_crash(self, random: Random) -> int | None:

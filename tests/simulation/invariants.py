@@ -49,36 +49,36 @@ def check(system: System) -> None:
     Raises:
         Violation: with the first that is broken.
     """
-    for run_id in system.registry.runs:
+    for run_id in system.tables.registry.runs:
         _check_run(system, run_id)
-    for run_id, events in list(system.ledger.events.items())[:HASHED_RUNS]:
+    for run_id, events in list(system.tables.ledger.events.items())[:HASHED_RUNS]:
         _check_hashes(run_id, events)
-    unknown = sorted(set(system.watch.accepted) - set(system.ledger.histories))
+    unknown = sorted(set(system.watch.accepted) - set(system.tables.ledger.histories))
     _require(not unknown, f"accepted and not in the ledger: {unknown}")
     _check_chain(system)
-    for name, outbox in (("api", system.registry.outbox), ("scheduler", system.scheduling.outbox)):
+    for name, outbox in (("api", system.tables.registry.outbox), ("scheduler", system.tables.scheduling.outbox)):
         _require(not outbox.unsent, f"unsent in the outbox of the {name}: {sorted(outbox.unsent)}")
-    open_models = {model_id: run_id for model_id, run_id in system.registry.active.items() if run_id}
+    open_models = {model_id: run_id for model_id, run_id in system.tables.registry.active.items() if run_id}
     _require(not open_models, f"claims without an open run: {open_models}")
 
 
 def _check_run(system: System, run_id: str) -> None:
-    history = system.ledger.histories.get(run_id)
+    history = system.tables.ledger.histories.get(run_id)
     _require(history is not None and history.run is not None, f"{run_id} is not in the ledger")
     assert history is not None
     assert history.run is not None
-    ledger, api = history.run, system.registry.runs[run_id]
+    ledger, api = history.run, system.tables.registry.runs[run_id]
     _require(ledger.status.is_end, f"{run_id} has not ended: {ledger.status}")
-    row = system.scheduling.runs.get(run_id)
+    row = system.tables.scheduling.runs.get(run_id)
     _require(row is not None, f"the scheduler does not know {run_id}")
     assert row is not None
     for name, other in (("api", api), ("scheduler", row.folded.run)):
         told = {field: (getattr(ledger, field), getattr(other, field)) for field in AGREED}
         differing = {field: pair for field, pair in told.items() if pair[0] != pair[1]}
         _require(not differing, f"{run_id}: ledger and {name} differ: {differing}")
-    held = [row for row in system.scheduling.assignments.values() if row.run_id == run_id and not row.over]
+    held = [row for row in system.tables.scheduling.assignments.values() if row.run_id == run_id and not row.over]
     _require(not held, f"{run_id} has ended and holds compute: {held}")
-    _check_events(run_id, system.ledger.events[run_id])
+    _check_events(run_id, system.tables.ledger.events[run_id])
     _check_version(system, run_id, ledger, api)
 
 
@@ -112,10 +112,9 @@ def _check_hashes(run_id: str, events: list[StoredEvent]) -> None:
 
 
 def _check_version(system: System, run_id: str, ledger: Run, api: Run) -> None:
-    version = system.registry.versions.get(run_id)
-    made = [
-        event for event in system.ledger.events[run_id] if event.stale is None and _kind(event) == "ModelVersionCreated"
-    ]
+    version = system.tables.registry.versions.get(run_id)
+    effective = [event for event in system.tables.ledger.events[run_id] if event.stale is None]
+    made = [event for event in effective if _kind(event) == "ModelVersionCreated"]
     _require((version is None) == (ledger.artifact is None), f"{run_id}: version {version}, artifact {ledger.artifact}")
     _require(len(made) == (0 if version is None else 1), f"{run_id}: {len(made)} versions were told")
     if version is None or ledger.artifact is None:
@@ -129,15 +128,15 @@ def _check_version(system: System, run_id: str, ledger: Run, api: Run) -> None:
 
 def _check_chain(system: System) -> None:
     head, started = Head(), dict[str, int]()
-    for index in sorted(system.ledger.entries):
-        link = system.ledger.entries[index]
+    for index in sorted(system.tables.ledger.entries):
+        link = system.tables.ledger.entries[index]
         fits = link.index == head.index + 1 and link.previous_hash == head.hash
         _require(fits and link.hash == entry_hash(head, link.entry), f"the audit chain breaks at {index}")
         head = Head(link.index, link.hash)
         if link.entry.action == STARTED:
             started[link.entry.run_id] = started.get(link.entry.run_id, 0) + 1
-    _require(head == system.ledger.head["head"], "the audit chain does not end at its head")
-    _require(started == dict.fromkeys(system.registry.runs, 1), f"starts in the audit log: {started}")
+    _require(head == system.tables.ledger.head["head"], "the audit chain does not end at its head")
+    _require(started == dict.fromkeys(system.tables.registry.runs, 1), f"starts in the audit log: {started}")
 
 
 def _kind(event: StoredEvent) -> str:

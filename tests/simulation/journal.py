@@ -135,10 +135,13 @@ class Journal:
             row.published = False
         return bool(ends)
 
-    def republish_all(self) -> None:
-        """Put everything into the outbox again: the cluster that had it is gone."""
-        for row in self.outbox:
-            row.published = False
+    def adopt_cluster(self, cluster: int) -> bool:
+        """Remember which cluster events go to; another one than before has heard nothing yet, and this is False."""
+        same, self.cluster = self.cluster == cluster, cluster
+        if not same:
+            for row in self.outbox:
+                row.published = False
+        return same
 
     def _enqueue(self, ref: RunAttempt, event: Outgoing, *, is_end: bool) -> None:
         self.outbox.append(JournalRow(len(self.outbox) + 1, ref, is_end, read(event), event.topic, event.key))

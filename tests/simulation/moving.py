@@ -35,16 +35,13 @@ class Relay:
     postgres: Postgres
     bus: Bus
     process: Process
-    allowed: Callable[[], bool]
     choose: Choose = unsent
 
     def run(self) -> Steps[None]:
         """Relay for ever; a failure starts over with a new session."""
         while True:
             session = self.postgres.try_lock(self.name, self.process)
-            if session is None or not self.allowed():
-                if session is not None:
-                    self.postgres.advisory.pop(self.name)
+            if session is None:
                 yield Nap(POLL_S)
                 continue
             try:
@@ -55,7 +52,7 @@ class Relay:
                 yield BACKOFF_S
 
     def _relay(self, session: int) -> Steps[None]:
-        while self.allowed():
+        while True:
             if not self.postgres.holds(self.name, session):
                 raise Unavailable
             rows = list(self.choose(self.outbox))
@@ -64,7 +61,6 @@ class Relay:
                 continue
             yield from self._send(session, [row for row in rows if row.topic == self.first_topic])
             yield from self._send(session, [row for row in rows if row.topic != self.first_topic])
-        raise Unavailable
 
     def _send(self, session: int, rows: Sequence[OutboxRow]) -> Steps[None]:
         if not rows:
@@ -91,7 +87,6 @@ class Consumer:
     process: Process
     handle: Handle
     group: str
-    allowed: Callable[[], bool]
     partition: int | None = None
     commit_first: bool = False
     positions: dict[int, int] = field(default_factory=dict)
@@ -116,7 +111,7 @@ class Consumer:
     def run(self) -> Steps[None]:
         """Consume for ever."""
         while True:
-            if not self.bus.reachable(self.process) or not self.allowed():
+            if not self.bus.reachable(self.process):
                 yield POLL_S
                 continue
             self._refresh()

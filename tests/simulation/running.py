@@ -17,12 +17,13 @@ from services.runner.events import Aftermath, Pen, run_ended
 from services.runner.journal import State
 from services.runner.outcome import Cause, Ended
 from tests.simulation.attempting import Attempt, Surroundings
-from tests.simulation.bus import Bus, PublishFailed, Record
+from tests.simulation.bus import PARTITIONS, Bus, PublishFailed, Record
+from tests.simulation.joining import CHECK_EVERY_S, LOOK_EVERY_S
 from tests.simulation.journal import Journal
 from tests.simulation.leading import HEARTBEAT_S, Announcement
 from tests.simulation.moving import Consumer
 from tests.simulation.watching import Watch
-from tests.simulation.world import PARKED, STEP, Nap, Process, Steps, Task, World
+from tests.simulation.world import PARKED, STEP, Exit, Nap, Process, Steps, Task, World
 
 ENDED_FOR = timedelta(hours=1)
 SWEEP_S = 20.0
@@ -65,10 +66,29 @@ class Runner:
         self.around.changed = self.changed
         for entry in self.journal.unfinished():
             self.launch(entry.ref)
+        self.process.spawn("sweep", self._sweep())
+        self.process.spawn("cluster", self._work())
+
+    def _begin(self) -> None:
         self.delivery = self.process.spawn("delivery", self._deliver())
         self.heart = self.process.spawn("heart", self._beat())
         self.gatekeeper = self.process.spawn("dispatch", self._listen())
-        self.process.spawn("sweep", self._sweep())
+
+    def _work(self) -> Steps[None]:
+        """Wait for a cluster that has all topics; if it is another one, tell it everything after a new start.
+
+        Raises:
+            Exit: another cluster answers now.
+        """
+        while not self.bus.reachable(self.process) or not self.bus.topics >= set(PARTITIONS):
+            yield LOOK_EVERY_S
+        if not self.journal.adopt_cluster(self.bus.cluster):
+            raise Exit
+        self._begin()
+        while True:
+            yield CHECK_EVERY_S
+            if self.bus.reachable(self.process) and self.journal.cluster != self.bus.cluster:
+                raise Exit
 
     def changed(self) -> None:
         """Wake whoever tells the world."""
@@ -131,7 +151,7 @@ class Runner:
     def _deliver(self) -> Steps[None]:
         """Empty the journal's outbox, for ever."""
         while True:
-            waiting = self.journal.unpublished() if self._speaks_of_this_cluster() else ()
+            waiting = self.journal.unpublished()
             if not waiting:
                 yield Nap(HEARTBEAT_S)
                 continue
@@ -199,7 +219,6 @@ class Runner:
             self.process,
             self.on_dispatch,
             runner_id,
-            self._speaks_of_this_cluster,
             partition,
         )
 
@@ -208,9 +227,6 @@ class Runner:
         for attempt in self.alive.values():
             if attempt.task is not None:
                 self.world.wake(attempt.task)
-
-    def _speaks_of_this_cluster(self) -> bool:
-        return self.journal.cluster == self.bus.cluster
 
     def _sweep(self) -> Steps[None]:
         """Remove containers that belong to no unfinished attempt."""

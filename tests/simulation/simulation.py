@@ -45,8 +45,8 @@ def simulate(seed: int, rules: Rules = DEFAULT, *, traced: bool = False) -> Repo
         trace = "\n".join(world.trace or ())
         command = f"python -m tests.simulation --seed {seed} --trace"
         raise Broken(f"seed {seed}, at {world.now:.3f} s: {violation!r}\n{trace}\nreplay: {command}") from violation
-    events = sum(len(each) for each in system.ledger.events.values())
-    return Report(seed, len(system.registry.runs), events, world.steps, world.now, tuple(world.trace or ()))
+    events = sum(len(each) for each in system.tables.ledger.events.values())
+    return Report(seed, len(system.tables.registry.runs), events, world.steps, world.now, tuple(world.trace or ()))
 
 
 def _live(world: World, system: System) -> None:

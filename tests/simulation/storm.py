@@ -17,6 +17,7 @@ class Storm:
     """The faults of one simulation, until it is over."""
 
     system: System
+    losing: bool = False
 
     def run(self) -> Steps[None]:
         """Strike again and again; then let everything come back."""
@@ -34,7 +35,9 @@ class Storm:
             "rebalance": self._rebalance,
             "reset_offsets": self._reset_offsets,
         }
-        while world.now < faults.storm_s:
+        if faults.loses_broker:
+            world.spawn("loss", self._lose_broker(faults.storm_s * world.random.random()))
+        while world.now < faults.storm_s or self.losing:
             yield faults.every_s * 2 * world.random.random()
             if faults.kinds:
                 kind = world.random.choice(faults.kinds)
@@ -42,6 +45,32 @@ class Storm:
                 strikes[kind]()
         world.say("storm", "is over")
         world.stormy = False
+
+    def _lose_broker(self, after_s: float) -> Steps[None]:
+        """The whole broker loses its data; after a while somebody does what the documents say."""
+        self.losing = True
+        yield after_s
+        world, random, bus = self.system.world, self.system.world.random, self.system.bus
+        enough = bus.facts + random.randint(1, 8)  # while much is under way, and not in a quiet moment
+        while bus.facts < enough and world.now < world.faults.storm_s * 2:
+            yield 0.004
+        if random.random() < 0.4:
+            self._lose_host()
+        world.say("storm", "loses the broker's data")
+        self.system.bus.lose_everything()
+        self.system.watch.revoked.clear()
+        yield random.choice((0.1, 3.0, 20.0))
+        self.system.operator().start()
+        self.losing = False
+
+    def _lose_host(self) -> None:
+        """The larger host is gone for ever, with its disk."""
+        process, host = self.system.runners[-1], self.system.hosts[-1]
+        self.system.world.say("storm", "loses", process.name, "for ever")
+        process.crash()
+        process.gone = host.gone = True
+        for container in list(host.engine.containers.values()):
+            host.engine.lose(container)
 
     def _seconds(self) -> float:
         return self.system.world.random.choice((0.5, 3.0, 10.0, LEASE_S * 1.5))

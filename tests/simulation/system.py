@@ -7,18 +7,20 @@ from schemas.cloudevents import CloudEvent
 from schemas.events import TrainingRequested
 from schemas.parts import Capacity
 from schemas.topics import RUNS
-from tests.simulation import auditing, registry, scheduling
 from tests.simulation.attempting import Surroundings
 from tests.simulation.auditing import Auditor
 from tests.simulation.bus import Bus
 from tests.simulation.clients import Client
 from tests.simulation.database import Outbox, Postgres
 from tests.simulation.engine import Engine
+from tests.simulation.joining import Membership
 from tests.simulation.journal import Journal
 from tests.simulation.leading import LEASE_S, Scheduler
 from tests.simulation.moving import Choose, Consumer, Handle, Relay, unsent
 from tests.simulation.registry import Claim, Registry, claim_model
+from tests.simulation.republishing import Keep, Operator, what_was_sent
 from tests.simulation.running import Offer, Runner
+from tests.simulation.tables import Tables
 from tests.simulation.watching import Clock, Presence, Violation, Watch
 from tests.simulation.world import Process, World
 
@@ -36,14 +38,16 @@ class Rules:
     commit_first: bool = False
     sees_pending: bool = True
     reads_to_the_end: bool = True
+    keep: Keep = what_was_sent
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Host:
     """What survives a runner's process."""
 
     journal: Journal
     engine: Engine
+    gone: bool = False
 
 
 class WorldClock(Clock):
@@ -69,10 +73,10 @@ class System:
         self.postgres, self.bus = Postgres(world), Bus(world)
         self.watch = Watch(SILENCE_S, WorldClock(world, self.bus), blindness=world.random.choice((1.0, 10.0)))
         self.bus.on_append = self._on_appended
-        self.registry, self.scheduling, self.ledger = registry.Tables(), scheduling.Tables(), auditing.Tables()
+        self.tables = Tables()
         self.models = [f"mdl-{number}" for number in range(MODELS)]
-        self.registry.active.update(dict.fromkeys(self.models))
-        self.registry.latest.update(dict.fromkeys(self.models, 0))
+        self.tables.registry.active.update(dict.fromkeys(self.models))
+        self.tables.registry.latest.update(dict.fromkeys(self.models, 0))
         self.apis = [self._api(number) for number in range(world.faults.instances)]
         self.schedulers = [self._scheduler(number) for number in range(world.faults.instances)]
         self.auditors = [self._auditor(number) for number in range(world.faults.instances)]
@@ -95,7 +99,7 @@ class System:
         self.watch.on_appended(event)
         if isinstance(event.data, TrainingRequested):
             model_id = event.data.model_id
-            runs = (run for run in self.registry.runs.values() if run.model_id == model_id)
+            runs = (run for run in self.tables.registry.runs.values() if run.model_id == model_id)
             open_runs = [run.run_id for run in runs if not run.status.is_end]
             if len(open_runs) > 1:
                 raise Violation(f"{model_id} is claimed by {open_runs}")
@@ -107,56 +111,64 @@ class System:
 
     def _api(self, number: int) -> Registry:
         def boot(process: Process) -> None:
-            self._serve(process, "api", api.on_runs, self.registry.outbox, self.registry.cluster)
+            self._serve(process, "registry", begin)
+
+        def begin() -> None:
+            self._consume(process, "api", api.on_runs)
+            self._relay(process, "api.relay", self.tables.registry.outbox)
 
         process = self._process(f"api-{number}", boot)
-        api = Registry(self.world, self.postgres, self.registry, process, self.rules.claim)
+        api = Registry(self.world, self.postgres, self.tables.registry, process, self.rules.claim)
         return api
 
     def _scheduler(self, number: int) -> Scheduler:
         def boot(process: Process) -> None:
-            self._serve(process, "scheduler", scheduler.on_runs, self.scheduling.outbox, self.scheduling.cluster)
+            self._serve(process, "scheduling", begin)
+
+        def begin() -> None:
+            self._consume(process, "scheduler", scheduler.on_runs)
+            self._relay(process, "scheduler.relay", self.tables.scheduling.outbox)
             process.spawn("leader", scheduler.stand())
 
         process = self._process(f"scheduler-{number}", boot)
-        scheduler = Scheduler(self.world, self.postgres, self.bus, self.scheduling, process, self.watch)
+        scheduler = Scheduler(self.world, self.postgres, self.bus, self.tables.scheduling, process, self.watch)
         scheduler.sees_pending = self.rules.sees_pending
         return scheduler
 
     def _auditor(self, number: int) -> Auditor:
         def boot(process: Process) -> None:
-            self._serve(process, "auditor", auditor.on_runs, None, self.ledger.cluster)
+            self._serve(process, "ledger", lambda: self._consume(process, "auditor", auditor.on_runs))
 
         process = self._process(f"auditor-{number}", boot)
-        auditor = Auditor(self.world, self.postgres, self.bus, self.ledger, process)
+        auditor = Auditor(self.world, self.postgres, self.bus, self.tables.ledger, process)
         return auditor
 
-    def _serve(
-        self, process: Process, group: str, handle: Handle, outbox: Outbox | None, cluster: dict[str, int]
-    ) -> None:
-        """Let a process consume `runyard.runs`, and relay its outbox if it has one."""
+    def operator(self) -> Process:
+        """Somebody who tells a new cluster what it must know; he may be killed and begins again."""
 
-        def allowed() -> bool:
-            return cluster["id"] == self.bus.cluster
+        def boot(process: Process) -> None:
+            process.on_crash.append(lambda: self.postgres.forget(process))
+            process.spawn("republish", Operator(self.postgres, self.bus, self.tables, process, self.rules.keep).run())
 
+        return self._process("operator", boot)
+
+    def _serve(self, process: Process, schema: str, begin: Callable[[], None]) -> None:
+        """Let a process work with the cluster that its schema names, as soon as that one answers."""
         process.on_crash.append(lambda: self.postgres.forget(process))
-        Consumer(
-            f"{group}.runs",
-            RUNS.name,
-            self.bus,
-            process,
-            handle,
-            group,
-            allowed,
-            commit_first=self.rules.commit_first,
-        ).listen()
-        if outbox is not None:
-            relay = Relay(
-                f"{group}.relay", outbox, RUNS.name, self.postgres, self.bus, process, allowed, self.rules.choose
-            )
-            task = process.spawn("relay", relay.run())
-            outbox.relays.append(task)
-            process.on_crash.append(lambda: outbox.relays.remove(task))
+        membership = Membership(self.postgres, self.bus, process, schema, self.tables.named[schema])
+        process.spawn("cluster", membership.work(begin))
+
+    def _consume(self, process: Process, group: str, handle: Handle) -> None:
+        """Let a process consume `runyard.runs`."""
+        name, commit_first = f"{group}.runs", self.rules.commit_first
+        Consumer(name, RUNS.name, self.bus, process, handle, group, commit_first=commit_first).listen()
+
+    def _relay(self, process: Process, name: str, outbox: Outbox) -> None:
+        """Let a process relay an outbox."""
+        relay = Relay(name, outbox, RUNS.name, self.postgres, self.bus, process, self.rules.choose)
+        task = process.spawn("relay", relay.run())
+        outbox.relays.append(task)
+        process.on_crash.append(lambda: outbox.relays.remove(task))
 
     def _runner(self, number: int) -> Process:
         runner_id = f"rnr-{number}"
@@ -177,13 +189,17 @@ class System:
         """Whether everything that was asked for is over, and nothing is under way."""
         return (
             not self.world.stormy
+            and all(named["id"] == self.bus.cluster for named in self.tables.named.values())
             and all(client.done for client in self.clients)
-            and not self.registry.outbox.unsent
-            and not self.scheduling.outbox.unsent
-            and not any(self.registry.active.values())
-            and all(row.ended_at is not None for row in self.scheduling.runs.values())
-            and all(history.run is not None and history.run.status.is_end for history in self.ledger.histories.values())
-            and all(not host.journal.unpublished() and not host.engine.containers for host in self.hosts)
+            and not self.tables.registry.outbox.unsent
+            and not self.tables.scheduling.outbox.unsent
+            and not any(self.tables.registry.active.values())
+            and all(row.ended_at is not None for row in self.tables.scheduling.runs.values())
+            and all(
+                history.run is not None and history.run.status.is_end
+                for history in self.tables.ledger.histories.values()
+            )
+            and all(host.gone or not (host.journal.unpublished() or host.engine.containers) for host in self.hosts)
             and self._is_all_consumed()
         )
 
@@ -191,14 +207,14 @@ class System:
         """Say what keeps the system from its rest."""
         open_runs = {
             run_id: str(history.run.status if history.run else "unknown")
-            for run_id, history in self.ledger.histories.items()
+            for run_id, history in self.tables.ledger.histories.items()
             if history.run is None or not history.run.status.is_end
         }
-        unsent = (len(self.registry.outbox.unsent), len(self.scheduling.outbox.unsent))
+        unsent = (len(self.tables.registry.outbox.unsent), len(self.tables.scheduling.outbox.unsent))
         containers = [name for host in self.hosts for name in host.engine.containers]
         untold = [row.event.subject for host in self.hosts for row in host.journal.unpublished()]
         clients = [client.name for client in self.clients if not client.done]
-        return f"{open_runs=} {unsent=} {self.registry.active=} {containers=} {untold=} {clients=}"
+        return f"{open_runs=} {unsent=} {self.tables.registry.active=} {containers=} {untold=} {clients=}"
 
     def _is_all_consumed(self) -> bool:
         """Whether every partition was handled to its end; an offset whose commit was lost is only handled again."""

@@ -35,8 +35,8 @@ BEGINNING = datetime(2026, 3, 13, 16, tzinfo=UTC)
 SLOW_STEP = 0.02
 
 
-class Crashed(Exception):
-    """The process in which somebody waited for an answer is gone."""
+class Exit(Exception):
+    """A task ends its process, which is started again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,13 +67,14 @@ class Process:
     tasks: list[Task] = field(default_factory=list)
     on_crash: list[Callable[[], None]] = field(default_factory=list)
     up: bool = False
+    gone: bool = False
     life: int = 0
     stopped_until: float = 0.0
     cut_off_until: float = 0.0
 
     def start(self) -> None:
-        """Start with empty memory, unless it runs."""
-        if not self.up:
+        """Start with empty memory, unless it runs, or is gone for ever."""
+        if not self.up and not self.gone:
             self.up = True
             self.life += 1
             self.world.say(self.name, "starts")
@@ -170,6 +171,11 @@ class World:
         except StopIteration:
             task.alive = False
             return
+        except Exit:
+            assert process is not None
+            process.crash()
+            self.spawn("restart", self._restart(process, 1.0))
+            return
         if not task.alive:
             return
         self._sleep(task, pause)
@@ -207,8 +213,8 @@ class World:
 
     def _kill(self, process: Process) -> None:
         process.crash()
-        self.spawn("restart", self._restart(process))
+        self.spawn("restart", self._restart(process, self.faults.downtime_s(self.random)))
 
-    def _restart(self, process: Process) -> Steps[None]:
-        yield self.faults.downtime_s(self.random)
+    def _restart(self, process: Process, after_s: float) -> Steps[None]:
+        yield after_s
         process.start()
