@@ -146,7 +146,7 @@ class Consumer:
             return
         state = self._group()
         if self.cluster != self.bus.cluster:
-            self.cluster = self.bus.cluster
+            self.cluster, self.generation = self.bus.cluster, -1
             if self not in state.members:
                 self.bus.join(self.group, self.topic, self)
         if self.generation != state.generation:

@@ -171,7 +171,7 @@ class Runner:
                 self.connected, self.cut_off = False, True
             else:
                 self.watch.on_heard(self.journal.runner_id)
-                if not self.connected:
+                if self.cut_off:
                     self.watch.on_connected(self.journal.runner_id)
                 self.connected, self.cut_off = True, False
             if self.gatekeeper is not None:
