@@ -15,6 +15,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import ObjectExists, ObjectMissing, ObjectUnavailable
 
 CHUNK_BYTES = 1 << 20
@@ -73,7 +74,9 @@ class Objects:
 
         try:
             await obstore.put_async(self._store, upload, counted())
+            crash_point("before_content_rename")
             await obstore.rename_async(self._store, upload, content_key(digest.hexdigest()))
+            crash_point("after_content_rename")
         except BaseError as error:
             raise ObjectUnavailable(str(error)) from error
         return StoredObject(digest.hexdigest(), size)
