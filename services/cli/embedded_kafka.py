@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -83,17 +84,27 @@ def _check(folder: Path) -> None:
         raise ServerFailed(f"Kafka's jars are not those of {LOCK.name}: {', '.join(dict.fromkeys(wrong))}")
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A second way to the broker: it listens at `port` and sends its clients to `advertised_port`, a proxy's."""
+
+    port: int
+    advertised_port: int
+
+
 class EmbeddedKafka:
     """One Kafka broker on one folder.
 
     Args:
         folder: where its log, settings and data live; made if missing.
         port: a port of 127.0.0.1; None keeps the last one if it is free.
+        advertised_also: another way in, for clients that are to be cut off by what stands between.
     """
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, advertised_also: Listener | None = None) -> None:
         self._folder = folder.resolve()
         self._wanted_port = port
+        self._also = advertised_also
         self._process = ServerProcess("Kafka", self._folder, signal.SIGTERM)
         self.port = port or 0
 
@@ -101,6 +112,11 @@ class EmbeddedKafka:
     def bootstrap_servers(self) -> str:
         """Where clients connect."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process id while it runs."""
+        return self._process.pid
 
     async def start(self) -> None:
         """Start the broker, formatting its storage the first time.
@@ -143,8 +159,7 @@ class EmbeddedKafka:
         values = {
             "node.id": 1,
             "process.roles": "broker,controller",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            **self._listeners(controller_port),
             "controller.listener.names": "CONTROLLER",
             "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
             "log.dirs": self._folder / "data",
@@ -166,6 +181,18 @@ class EmbeddedKafka:
             "num.io.threads": 4,
         }
         return "".join(f"{name}={value}\n" for name, value in values.items())
+
+    def _listeners(self, controller_port: int) -> dict[str, str]:
+        listens = {"PLAINTEXT": self.port, "CONTROLLER": controller_port}
+        advertises = {"PLAINTEXT": self.port}
+        if self._also is not None:
+            listens["ALSO"], advertises["ALSO"] = self._also.port, self._also.advertised_port
+        return {
+            "listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in listens.items()),
+            "advertised.listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in advertises.items()),
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listens),
+            "inter.broker.listener.name": "PLAINTEXT",
+        }
 
     async def _wait_until_ready(self) -> None:
         try:

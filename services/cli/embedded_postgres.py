@@ -62,6 +62,11 @@ class EmbeddedPostgres:
         password = (self._folder / "password").read_text()
         return f"postgresql://{ADMIN}:{password}@127.0.0.1:{self.port}/{DATABASE}"
 
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the server, making the cluster and the database the first time.
 
