@@ -22,7 +22,6 @@ import httpx
 from services.cli.data_dir import DataDir, Secrets
 from services.cli.embedded_kafka import EmbeddedKafka, Listener
 from services.cli.embedded_postgres import EmbeddedPostgres
-from services.cli.embedded_process import ServerFailed
 from services.cli.migrate import API_ROLE, AUDITOR_ROLE, SCHEDULER_ROLE, migrate_all
 from services.cli.service_process import ServiceProcess
 from services.cli.system import Addresses, SystemOptions, service_settings
@@ -253,7 +252,7 @@ class Chaos:
             if pid() is None and name not in self.held:
                 try:
                     await start()
-                except ServerFailed:
+                except Exception:  # noqa: BLE001 - killed while it started, in whatever way that shows
                     await asyncio.sleep(POLL_S * 10)
                 else:
                     self.restarts[name] += 1

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import docker
 import docker.errors
@@ -157,10 +157,10 @@ class PrivateEngine:
                 return
             if not shop.engine.images.list(filters={"reference": tag}):
                 sandbox_images.ensure(runtime, shop)
-            own.images.load(shop.engine.images.get(tag).save(named=True))
+            own.images.load(cast("bytes", shop.engine.images.get(tag).save(named=True)))  # a stream is taken, too
             for image in own.images.list(filters={"label": f"{sandbox_images.LABEL}={runtime}"}):
                 if tag not in image.tags:
-                    own.images.remove(image.id, force=True)
+                    own.images.remove(str(image.id), force=True)
 
     async def _clean(self) -> None:
         """End what still runs in these folders and unmount what is mounted there; remove the folder of sockets."""

@@ -1,0 +1,227 @@
+"""Clients of the REST API that go on through faults and write down what they were told: the checker believes only that.
+
+A client repeats a request under its Idempotency-Key until the answer is definite. Owns the scripts that are submitted
+and the clients' ledger (JSON lines); never looks anywhere but at the API's answers.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+
+from tests.chaos.evidence import Told
+
+WRITE = 'import os, pathlib\npathlib.Path(os.environ["MODEL_OUTPUT_PATH"]).write_text(os.environ["RUN_ID"])\n'
+NAP = "import time\ntime.sleep({seconds})\n"
+METRICS = """
+import json, os
+with open(os.environ["METRICS_PATH"], "a") as metrics:
+    for step in range(20):
+        print("step", step, flush=True)
+        print(json.dumps({"name": "loss", "value": 1 / (step + 1), "step": step}), file=metrics, flush=True)
+"""
+SCRIPTS: dict[str, str] = {
+    "model": NAP.format(seconds=0.3) + WRITE,
+    "talks": METRICS + NAP.format(seconds=0.5) + WRITE,
+    "no_artifact": 'print("nothing to keep")\n',
+    "secret": 'import os\nassert len(os.environ["API_KEY"]) > 20\n' + NAP.format(seconds=1) + WRITE,
+    "fails": NAP.format(seconds=0.2) + 'raise SystemExit("on purpose")\n',
+    "times_out": NAP.format(seconds=600),
+    "long": METRICS + NAP.format(seconds=15) + WRITE,
+    "cancelled": NAP.format(seconds=30) + WRITE,
+}
+WEIGHTS = {"model": 8, "talks": 4, "no_artifact": 3, "secret": 3, "fails": 3, "times_out": 2, "long": 2, "cancelled": 2}
+TIMEOUTS_S = {"times_out": 6, "cancelled": 60}
+DEFAULT_TIMEOUT_S = 60
+COMPUTE = {"cpu_cores": 1, "memory_gb": 1}
+REQUEST_TIMEOUT_S = 10.0
+RETRY_S = 0.2
+OK, REPEATABLE = range(200, 300), (429, 500, 502, 503, 504)
+
+
+class Book:
+    """The clients' ledger: a file of JSON lines, and the same in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.lines: list[Told] = []
+        self._path = path
+
+    def write(self, told: Told) -> None:
+        """Write down an answer."""
+        self.lines.append(told)
+        with self._path.open("a") as file:
+            file.write(json.dumps(asdict(told)) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Book":
+        """Read what an earlier process wrote."""
+        book = cls(path)
+        book.lines = [Told(**json.loads(line)) for line in path.read_text().splitlines()]
+        return book
+
+    def accepted(self) -> list[Told]:
+        """List what was accepted, each run once."""
+        return list({told.run_id: told for told in self.lines if told.outcome == "accepted"}.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A submission: which script, under which key, with which variables."""
+
+    number: int
+    key: str
+    script: str
+    variables: Mapping[str, str]
+    cancel_after_s: float | None = None
+
+    @property
+    def timeout_s(self) -> int:
+        """The run's time limit."""
+        return TIMEOUTS_S.get(self.script, DEFAULT_TIMEOUT_S)
+
+
+def orders(random: Random, count: int, canary: str) -> list[Order]:
+    """Draw what is submitted: each kind of script by its weight, the first ones all different.
+
+    Args:
+        random: the seed's.
+        count: how many.
+        canary: the secret that the variables of `secret` hold.
+    """
+    kinds = list(WEIGHTS)
+    drawn = (kinds + random.choices(kinds, list(WEIGHTS.values()), k=count))[:count]
+    return [
+        Order(
+            number=number,
+            key=f"{random.getrandbits(64):016x}",
+            script=script,
+            variables={"API_KEY": canary} if script == "secret" else {},
+            cancel_after_s=random.uniform(0, 6) if script == "cancelled" else None,
+        )
+        for number, script in enumerate(drawn)
+    ]
+
+
+class Submitter:
+    """One client; several tasks may use it side by side."""
+
+    def __init__(self, url: str, token: Callable[[], str], book: Book) -> None:
+        self._token = token
+        self._http = httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S)
+        self._dataset_id: str | None = None
+        self._dataset_lock = asyncio.Lock()
+        self._until = float("inf")
+        self.book = book
+
+    async def close(self) -> None:
+        """Let the connections go."""
+        await self._http.aclose()
+
+    def give_up_at(self, monotonic: float) -> None:
+        """Stop repeating requests at a time of the monotonic clock; what is open then stays unknown."""
+        self._until = monotonic
+
+    async def submit(self, order: Order) -> Told:
+        """Make a model with the order's script, submit a run, and write down the answer; cancel it if so ordered."""
+        model_id = await self._model(order)
+        told = await self._train(order, model_id)
+        if told.outcome == "accepted" and order.cancel_after_s is not None:
+            await asyncio.sleep(order.cancel_after_s)
+            await self._cancel(order, told)
+        return told
+
+    async def get(self, path: str) -> httpx.Response:
+        """Ask for something once."""
+        return await self._http.get(path, headers=self._headers())
+
+    async def _model(self, order: Order) -> str:
+        body = {"name": f"chaos {order.number}", "model_type": "custom", "dataset_id": await self._dataset()}
+        made = await self._persistently("/api/v1/models", f"{order.key}-model", json=body)
+        model_id = str(made.json()["model_id"])
+        files = {"file": ("train.py", SCRIPTS[order.script].encode())}
+        path = f"/api/v1/models/{model_id}/assets"
+        await self._persistently(path, f"{order.key}-asset", files=files, data={"asset_type": "script"})
+        return model_id
+
+    async def _dataset(self) -> str:
+        async with self._dataset_lock:
+            if self._dataset_id is None:
+                made = await self._persistently("/api/v1/datasets", "the-dataset", json={"name": "numbers"})
+                dataset_id = str(made.json()["dataset_id"])
+                while not await self._put(f"/api/v1/datasets/{dataset_id}/content?filename=numbers.csv"):  # noqa: ASYNC110
+                    await asyncio.sleep(RETRY_S)
+                self._dataset_id = dataset_id
+            return self._dataset_id
+
+    async def _put(self, path: str) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            answer = await self._http.put(path, content=b"a,b\n1,2\n", headers=self._headers())
+            return answer.is_success
+        return False
+
+    async def _train(self, order: Order, model_id: str) -> Told:
+        body = {
+            "entry_point": "train.py",
+            "runtime": "python3.11",
+            "compute": COMPUTE,
+            "timeout_seconds": order.timeout_s,
+            "environment_vars": dict(order.variables),
+        }
+        answer = await self._persistently(f"/api/v1/models/{model_id}/custom/train", order.key, order, json=body)
+        return self._note(order, model_id, answer)
+
+    async def _cancel(self, order: Order, told: Told) -> None:
+        path = f"/api/v1/models/{told.model_id}/runs/{told.run_id}/cancel"
+        self.book.write(Told(time.time(), "cancelling", f"{order.key}-cancel", run_id=told.run_id))
+        await self._persistently(path, f"{order.key}-cancel", json={})
+
+    async def _persistently(self, path: str, key: str, order: Order | None = None, **request: Any) -> httpx.Response:
+        """Post under one key until the answer is definite; unknown outcomes of submissions are written down, too.
+
+        Raises:
+            TimeoutError: it was still unknown when the client had to give up.
+        """
+        headers = self._headers() | {"Idempotency-Key": key}
+        while time.monotonic() < self._until:
+            try:
+                answer = await self._http.post(path, headers=headers, **request)
+            except httpx.HTTPError as error:
+                self._note_unknown(order, None, type(error).__name__)
+            else:
+                if answer.status_code not in REPEATABLE:
+                    return answer
+                self._note_unknown(order, answer, answer.text[:200])
+            await asyncio.sleep(RETRY_S)
+        raise TimeoutError(f"{path} was not answered")
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token()}"}
+
+    def _note(self, order: Order, model_id: str, answer: httpx.Response) -> Told:
+        body = answer.json()
+        told = Told(
+            at=time.time(),
+            outcome="accepted" if answer.status_code == httpx.codes.ACCEPTED else "refused",
+            key=order.key,
+            script=order.script,
+            status=answer.status_code,
+            run_id=body.get("run_id"),
+            model_id=model_id,
+            timeout_s=order.timeout_s,
+            problem=None if answer.is_success else answer.text[:200],
+        )
+        self.book.write(told)
+        return told
+
+    def _note_unknown(self, order: Order | None, answer: httpx.Response | None, problem: str) -> None:
+        if order is None:
+            return
+        status = answer.status_code if answer is not None else None
+        self.book.write(Told(time.time(), "unknown", order.key, order.script, status, problem=problem))
