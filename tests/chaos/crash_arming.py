@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +26,18 @@ class NeverReached(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """A process that died at a point; `recovery_s`: until its service said again that every part of it works."""
+    """A process that died at a point; `recovery_s`: until its service said again that every part of it works.
+
+    Of two runners that died at the same moment nobody knows which it was: `names` has both.
+    """
 
     place: Place
+    names: tuple[str, ...]
     at: float
     recovery_s: float
 
 
-def folders(root: Path) -> dict[str, dict[str, str]]:
+def armed_in(root: Path) -> dict[str, dict[str, str]]:
     """Make the folders, and the environment by which each service of the harness finds its own."""
     for service in ALL:
         (root / service).mkdir(parents=True)
@@ -88,11 +92,9 @@ class Armory:
         self.halts.append(Outage(name, "killed", began, time.time()))
 
     def outages(self) -> list[Outage]:
-        """Tell when which part was away; a runner's point says only that it was one of the two."""
+        """Tell when which part was away."""
         killed = [
-            Outage(name, "killed", kill.at, kill.at + kill.recovery_s)
-            for kill in self.kills
-            for name in _names_of(kill.place.service)
+            Outage(name, "killed", kill.at, kill.at + kill.recovery_s) for kill in self.kills for name in kill.names
         ]
         return killed + self.halts
 
@@ -107,19 +109,20 @@ class Armory:
 
     async def _watch(self, place: Place) -> None:
         """Wait until a point goes off, and until its service is there again."""
-        path, names = self._path(place), _names_of(place.service)
-        restarts = self._restarts(names)
+        path, candidates = self._path(place), _names_of(place.service)
+        before = [self._chaos.restarts[name] for name in candidates]
         while path.exists():
-            restarts = self._restarts(names)
+            before = [self._chaos.restarts[name] for name in candidates]
             await asyncio.sleep(POLL_S)
         at, began = time.time(), time.monotonic()
-        while self._restarts(names) <= restarts:  # noqa: ASYNC110 - a restart has no event
+        while not (died := self._restarted(candidates, before)):  # noqa: ASYNC110 - a restart has no event
             await asyncio.sleep(POLL_S)
-        await self._chaos.ready(*names)
-        self.kills.append(Kill(place, at, time.monotonic() - began))
+        await self._chaos.ready(*died)
+        self.kills.append(Kill(place, died, at, time.monotonic() - began))
 
-    def _restarts(self, names: Collection[str]) -> int:
-        return sum(self._chaos.restarts[name] for name in names)
+    def _restarted(self, names: Sequence[str], before: Sequence[int]) -> tuple[str, ...]:
+        pairs = zip(names, before, strict=True)
+        return tuple(name for name, restarts in pairs if self._chaos.restarts[name] > restarts)
 
     def _path(self, place: Place) -> Path:
         return self._root / place.service / place.point
