@@ -34,8 +34,12 @@ format: ## Put the code into the project's format
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
 
+crash-points: ## Kill every service at every named crash point, five times each, and check every promise
+	@deploy/bootstrap.sh python3.11
+	@$(BIN)/python -m tests.chaos.crash_points --kills 5
+
 benchmark: ## Measure speed against limits of this machine (needs about two minutes)
 	@deploy/bootstrap.sh python3.11
 	$(BIN)/python -m benchmarks.submissions
 
-.PHONY: help bootstrap demo up test lint format benchmark
+.PHONY: help bootstrap demo up test lint format crash-points benchmark

@@ -17,6 +17,7 @@ USERS: dict[str, tuple[str, ...]] = {
     "dead_letters": ALL,
     "relay": ("api", "scheduler"),
     "objects": ("api",),
+    "publisher": ALL,
 }
 """Which services pass the points of a module of the backbone."""
 

@@ -59,7 +59,7 @@ async def campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario] = SC
         stage = Stage(chaos, armory, book, f"canary{secrets.token_hex(16)}")
         observer.start()
         try:
-            wrong = [each for _ in range(rounds) for each in await _round(stage, scenarios)]
+            wrong = [each for turn in range(rounds) for each in await _round(stage, _begun_at(scenarios, turn * 7))]
             stopped = time.time()
             _let_a_day_pass(chaos)
             if not await at_rest(chaos, book, SETTLE_S):
@@ -72,6 +72,12 @@ async def campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario] = SC
         evidence = _ours(await gather(chaos, witnesses))
     wrong += [str(violation) for violation in await check(gather_after(evidence, chaos))]
     return Outcome(armory.kills, wrong, len(book.accepted()), time.monotonic() - began)
+
+
+def _begun_at(scenarios: Sequence[Scenario], first: int) -> Sequence[Scenario]:
+    """Begin elsewhere in each round, so that other scenarios meet."""
+    first %= len(scenarios)
+    return [*scenarios[first:], *scenarios[:first]]
 
 
 def _let_a_day_pass(chaos: Chaos) -> None:

@@ -27,13 +27,20 @@ def _at(service: str, points: str) -> tuple[Place, ...]:
     return tuple(Place(service, point) for point in points.split())
 
 
-_RELAY = "after_outbox_read after_outbox_publish after_outbox_marked after_first_topic_sent after_relay_lock"
+_RELAY = (
+    "after_relay_lock after_outbox_read before_acknowledgement after_outbox_publish after_outbox_marked"
+    " after_first_topic_sent"
+)
 _OFFSET = "before_offset_commit after_offset_commit"
 _LETTER = "before_dead_letter_publish after_dead_letter_publish"
 _DECISIONS = _at("scheduler", "before_decisions_commit after_decisions_commit")
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Scenario("uploaded", scenes.plain, _at("api", "before_content_rename after_content_rename")),
+    Scenario(
+        "uploaded",
+        scenes.plain,
+        _at("api", "before_content_rename after_content_rename before_dataset_commit after_dataset_commit"),
+    ),
     Scenario(
         "accepted",
         scenes.plain,
@@ -65,7 +72,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario("started", scenes.plain, _at("runner", "after_container_start before_start_journaled")),
     Scenario("told that it started", scenes.plain, _at("runner", "after_start_journaled before_events_publish")),
-    Scenario("told by the runner", scenes.plain, _at("runner", "after_events_publish after_events_marked")),
+    Scenario(
+        "told by the runner",
+        scenes.plain,
+        _at("runner", "before_acknowledgement after_events_publish after_events_marked"),
+    ),
     Scenario("talked", scenes.plain, _at("runner", "after_output_promised after_output_publish")),
     Scenario("was over", scenes.plain, _at("runner", "after_container_over after_artifact_collected")),
     Scenario("uploaded its artifact", scenes.plain, _at("runner", "after_artifact_upload before_end_journaled")),
@@ -85,7 +96,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "poisoned",
         scenes.poisoned,
-        tuple(place for service in ("api", "scheduler", "runner", "auditor") for place in _at(service, _LETTER)),
+        (
+            *_at("api", _LETTER),
+            *_at("scheduler", _LETTER),
+            *_at("runner", _LETTER),
+            *_at("auditor", f"{_LETTER} before_acknowledgement"),
+        ),
     ),
     Scenario(
         "restarted",

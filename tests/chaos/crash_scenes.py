@@ -224,13 +224,17 @@ async def poisoned(stage: Stage) -> None:
     dispatches = [Outgoing(DISPATCH.name, each, [], b"\xff", partition_of(each)) for each in runners]
     await _publish(stage, [Outgoing(RUNS.name, "poison", [], b"\xff"), *dispatches])
 
+    poison = [each async for headers, each in _records(stage, RUNS.name) if not headers]
+
     async def letters() -> dict[str, set[str]] | None:
         found: dict[str, set[str]] = {}
         async for headers, _ in _records(stage, DEAD_LETTERS.name):
             found.setdefault(headers["ce_source"].rpartition("/")[2], set()).add(headers["ce_id"])
-        return found if {"api.runs", "scheduler.runs", "auditor.runs", "dispatch"} <= set(found) else None
+        wanted = {"api.runs": len(poison), "scheduler.runs": len(poison), "auditor.runs": len(poison)}
+        wanted["dispatch"] = len(poison) * len(runners)
+        return found if {name: len(ids) for name, ids in found.items()} == wanted else None
 
-    await eventually("every consumer is to have set the poison aside", letters)
+    await eventually("every consumer is to have set each poison aside once", letters)
 
 
 async def repeated(stage: Stage) -> None:
