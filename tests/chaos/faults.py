@@ -16,7 +16,7 @@ from tests.chaos.evidence import Outage
 from tests.chaos.harness import SERVICES, Chaos
 
 KILLS_EVERY_S = (1.0, 10.0)
-BIG_ONES_EVERY_S = (8.0, 16.0)
+BIG_ONES_EVERY_S = (7.0, 12.0)
 QUIET_AT_FIRST_S = 2.0
 POLL_S = 0.02
 RECOVERY_TIMEOUT_S = 180.0

@@ -72,7 +72,10 @@ async def check(evidence: Evidence) -> list[Violation]:
 
 
 def accepted_runs_exist(evidence: Evidence) -> Iterator[str]:
-    """I1: every run that was answered 202 exists in the ledger; one key is one run, however often it was repeated."""
+    """I1: every run that was answered 202 exists in the ledger; one key is one run, however often it was repeated.
+
+    So there are no more runs than keys: one that nobody was told of belongs to a key that never got an answer.
+    """
     known = {event.run_id for event in evidence.stored if event.type == REQUESTED}
     runs_of: dict[str, set[str]] = defaultdict(set)
     for told in evidence.accepted:
@@ -82,6 +85,10 @@ def accepted_runs_exist(evidence: Evidence) -> Iterator[str]:
     for key, runs in runs_of.items():
         if len(runs) > 1:
             yield f"the key {key} was answered with different runs: {', '.join(sorted(runs))}"
+    untold = known - {str(told.run_id) for told in evidence.accepted}
+    unanswered = {told.key for told in evidence.told if told.outcome == "unknown"} - set(runs_of)
+    if len(untold) > len(unanswered):
+        yield f"{len(untold)} runs that nobody was told of, {len(unanswered)} keys without an answer: {_some(untold)}"
 
 
 def accepted_runs_end_once_and_in_time(evidence: Evidence) -> Iterator[str]:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -30,9 +30,10 @@ from tests.chaos.observing import Observer
 from tests.chaos.submitting import Book, Order, Submitter, orders
 
 RUNS_PER_MINUTE = 34.0
+LARGEST_BURST = 12
 MAX_ATTEMPTS, LONGEST_LIMIT_S, SETTLE_S = 3, 60, 60
-SUBMITTED_AFTER_FAULTS_S = 60.0
-"""How long a client may go on asking after the faults have stopped."""
+GIVE_UP_AFTER_S = 90.0
+"""How much longer than the faults a client goes on asking."""
 
 Say = Callable[[str], None]
 
@@ -60,12 +61,12 @@ class Outcome:
 
 async def soak(options: SoakOptions, say: Say = lambda line: None) -> Outcome:
     """Run a soak in a folder and check it; what stands in the folder stays."""
-    random, duration_s = Random(options.seed), options.minutes * 60  # noqa: S311 - it has to be repeatable
+    random, duration_s = Random(options.seed), options.minutes * 60
     canary = f"canary{random.getrandbits(160):040x}"
     with_engine = private_engine.possible()
     system = ChaosOptions(private_engine=with_engine)
     faults = plan(random, duration_s, system.lease_s, engine=with_engine)
-    todo = orders(random, round(options.runs_per_minute * options.minutes), canary)
+    todo = in_bursts(random, orders(random, round(options.runs_per_minute * options.minutes), canary), duration_s)
     say(f"seed {options.seed}: {len(todo)} runs and {len(faults)} faults in {duration_s:.0f} s")
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "plan.txt").write_text("".join(f"{fault}\n" for fault in faults))
@@ -91,23 +92,45 @@ async def soak(options: SoakOptions, say: Say = lambda line: None) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    orders: Sequence[Order]
+    """What is submitted: each order at its second."""
+
+    orders: Sequence[tuple[float, Order]]
     book: Book
     duration_s: float
+
+
+def in_bursts(random: Random, todo: Sequence[Order], duration_s: float) -> list[tuple[float, Order]]:
+    """Spread orders over a time, in bursts of up to a dozen, so that faults fall into open requests."""
+    left, bursts = list(todo), []
+    while left:
+        size = random.randint(1, LARGEST_BURST)
+        at = random.uniform(0, duration_s)
+        bursts += [(at + random.uniform(0, 0.5), order) for order in left[:size]]
+        left = left[size:]
+    return sorted(bursts, key=lambda each: each[0])
 
 
 async def _break_while_submitting(chaos: Chaos, breaker: Breaker, faults: Sequence[Fault], work: _Work) -> None:
     token = chaos.token()
     submitter = Submitter(chaos.api_url, lambda: token, work.book)
-    submitter.give_up_at(time.monotonic() + work.duration_s + SUBMITTED_AFTER_FAULTS_S)
+    submitter.give_up_at(time.monotonic() + work.duration_s + GIVE_UP_AFTER_S)
     try:
+        for some in batched([order for _, order in work.orders], LARGEST_BURST):
+            await asyncio.gather(*(submitter.prepare(order) for order in some))
+        began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(breaker.carry_out(faults))
-            for order in work.orders:
+            for at_s, order in work.orders:
+                await asyncio.sleep(max(0.0, began + at_s - time.monotonic()))
                 group.create_task(_submit(submitter, order))
-                await asyncio.sleep(work.duration_s / len(work.orders))
     finally:
         await submitter.close()
+
+
+def batched(orders: Sequence[Order], size: int) -> Iterator[Sequence[Order]]:
+    """Cut a sequence into pieces."""
+    for start in range(0, len(orders), size):
+        yield orders[start : start + size]
 
 
 async def _submit(submitter: Submitter, order: Order) -> None:

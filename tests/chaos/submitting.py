@@ -117,6 +117,7 @@ class Submitter:
         self._http = httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S)
         self._dataset_id: str | None = None
         self._dataset_lock = asyncio.Lock()
+        self._models: dict[str, str] = {}
         self._until = float("inf")
         self.book = book
 
@@ -128,10 +129,15 @@ class Submitter:
         """Stop repeating requests at a time of the monotonic clock; what is open then stays unknown."""
         self._until = monotonic
 
+    async def prepare(self, order: Order) -> str:
+        """Make a model with the order's script, unless it is there; returns its id."""
+        if order.key not in self._models:
+            self._models[order.key] = await self._model(order)
+        return self._models[order.key]
+
     async def submit(self, order: Order) -> Told:
-        """Make a model with the order's script, submit a run, and write down the answer; cancel it if so ordered."""
-        model_id = await self._model(order)
-        told = await self._train(order, model_id)
+        """Submit a run of the order's model and write down the answer; cancel it if so ordered."""
+        told = await self._train(order, await self.prepare(order))
         if told.outcome == "accepted" and order.cancel_after_s is not None:
             await asyncio.sleep(order.cancel_after_s)
             await self.cancel(order, told)
@@ -143,12 +149,12 @@ class Submitter:
 
     async def _model(self, order: Order) -> str:
         body = {"name": f"chaos {order.number}", "model_type": "custom", "dataset_id": await self._dataset()}
-        made = await self._persistently("/api/v1/models", f"{order.key}-model", json=body)
+        made = await self._persistently("/api/v1/models", f"{order.key}-model", order, json=body)
         model_id = str(made.json()["model_id"])
         script = f"# {order.key}\n{SCRIPTS[order.script]}"  # of its own, so that it is in no cache
         files = {"file": ("train.py", script.encode())}
         path = f"/api/v1/models/{model_id}/assets"
-        await self._persistently(path, f"{order.key}-asset", files=files, data={"asset_type": "script"})
+        await self._persistently(path, f"{order.key}-asset", order, files=files, data={"asset_type": "script"})
         return model_id
 
     async def _dataset(self) -> str:
@@ -182,10 +188,10 @@ class Submitter:
         """Ask for a run to be stopped, and write down that it was asked."""
         path = f"/api/v1/models/{told.model_id}/runs/{told.run_id}/cancel"
         self.book.write(Told(time.time(), "cancelling", f"{order.key}-cancel", run_id=told.run_id))
-        await self._persistently(path, f"{order.key}-cancel", json={})
+        await self._persistently(path, f"{order.key}-cancel", order, json={})
 
     async def _persistently(self, path: str, key: str, order: Order | None = None, **request: Any) -> httpx.Response:
-        """Post under one key until the answer is definite; unknown outcomes of submissions are written down, too.
+        """Post under one key until the answer is definite; unknown outcomes are written down, too.
 
         Raises:
             TimeoutError: it was still unknown when the client had to give up.
@@ -195,11 +201,11 @@ class Submitter:
             try:
                 answer = await self._http.post(path, headers=headers, **request)
             except httpx.HTTPError as error:
-                self._note_unknown(order, None, type(error).__name__)
+                self._note_unknown(order, key, None, type(error).__name__)
             else:
                 if answer.status_code not in REPEATABLE:
                     return answer
-                self._note_unknown(order, answer, answer.text[:200])
+                self._note_unknown(order, key, answer, answer.text[:200])
             await asyncio.sleep(RETRY_S)
         raise TimeoutError(f"{path} was not answered")
 
@@ -222,8 +228,8 @@ class Submitter:
         self.book.write(told)
         return told
 
-    def _note_unknown(self, order: Order | None, answer: httpx.Response | None, problem: str) -> None:
+    def _note_unknown(self, order: Order | None, key: str, answer: httpx.Response | None, problem: str) -> None:
         if order is None:
             return
         status = answer.status_code if answer is not None else None
-        self.book.write(Told(time.time(), "unknown", order.key, order.script, status, problem=problem))
+        self.book.write(Told(time.time(), "unknown", key, order.script, status, problem=problem))

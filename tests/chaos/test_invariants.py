@@ -89,6 +89,13 @@ async def test_i1_a_key_that_was_answered_with_two_runs() -> None:
     assert "I1" in await broken(twice)
 
 
+async def test_i1_a_run_that_no_key_explains() -> None:
+    doubled = replace(STORED[0], run_id="run-2", event_id="event-10")
+    assert "I1" in await broken(replace(HONEST, stored=(*STORED, doubled)))
+    unanswered = Told(100.0, "unknown", "key-2", "model")
+    assert "I1" not in await broken(replace(HONEST, stored=(*STORED, doubled), told=(*HONEST.told, unanswered)))
+
+
 async def test_i2_a_run_without_an_end() -> None:
     assert "I2" in await broken(replace(HONEST, stored=STORED[:6]))
 
