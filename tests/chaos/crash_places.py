@@ -13,6 +13,7 @@ from pathlib import Path
 SERVICES = Path(__file__).parents[2] / "services"
 ALL = ("api", "scheduler", "runner", "auditor")
 USERS: dict[str, tuple[str, ...]] = {
+    "broker": ("api", "scheduler", "auditor"),
     "consumer": ALL,
     "dead_letters": ALL,
     "relay": ("api", "scheduler"),

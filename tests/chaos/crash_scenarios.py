@@ -106,7 +106,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "restarted",
         scenes.restarted,
-        _at("scheduler", "after_leader_lock after_epoch_begun") + _at("runner", "after_dispatch_caught_up"),
+        _at("api", "after_cluster_joined")
+        + _at("scheduler", "after_cluster_joined after_leader_lock after_epoch_begun")
+        + _at("runner", "after_cluster_adopted after_dispatch_caught_up")
+        + _at("auditor", "after_cluster_joined"),
     ),
     Scenario(
         "runner lost",

@@ -214,7 +214,7 @@ async def runner_lost(stage: Stage) -> None:
 async def restarted(stage: Stage) -> None:
     """Each service that does something once at its start is started again."""
     async with asyncio.TaskGroup() as group:
-        for name in ("api", "scheduler", "runner"):
+        for name in ("api", "scheduler", "runner", "auditor"):
             group.create_task(stage.armory.kill(name))
 
 
