@@ -140,7 +140,7 @@ class Submitter:
         told = await self._train(order, await self.prepare(order))
         if told.outcome == "accepted" and order.cancel_after_s is not None:
             await asyncio.sleep(order.cancel_after_s)
-            await self._cancel(order, told)
+            await self.cancel(order, told)
         return told
 
     async def get(self, path: str) -> httpx.Response:
@@ -151,7 +151,8 @@ class Submitter:
         body = {"name": f"chaos {order.number}", "model_type": "custom", "dataset_id": await self._dataset()}
         made = await self._persistently("/api/v1/models", f"{order.key}-model", order, json=body)
         model_id = str(made.json()["model_id"])
-        files = {"file": ("train.py", SCRIPTS[order.script].encode())}
+        script = f"# {order.key}\n{SCRIPTS[order.script]}"  # of its own, so that it is in no cache
+        files = {"file": ("train.py", script.encode())}
         path = f"/api/v1/models/{model_id}/assets"
         await self._persistently(path, f"{order.key}-asset", order, files=files, data={"asset_type": "script"})
         return model_id
@@ -183,7 +184,8 @@ class Submitter:
         answer = await self._persistently(f"/api/v1/models/{model_id}/custom/train", order.key, order, json=body)
         return self._note(order, model_id, answer)
 
-    async def _cancel(self, order: Order, told: Told) -> None:
+    async def cancel(self, order: Order, told: Told) -> None:
+        """Ask for a run to be stopped, and write down that it was asked."""
         path = f"/api/v1/models/{told.model_id}/runs/{told.run_id}/cancel"
         self.book.write(Told(time.time(), "cancelling", f"{order.key}-cancel", run_id=told.run_id))
         await self._persistently(path, f"{order.key}-cancel", order, json={})
