@@ -73,7 +73,7 @@ async def unsent(connection: Connection, limit: int) -> list[OutboxRow]:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a topic was told, and is kept: the row, whom it is about, and the event's id."""
+    """What was decided for a topic, and is kept: the row, whom it is about, and the event's id."""
 
     id: int
     subject: str
@@ -81,10 +81,9 @@ class Kept:
 
 
 async def kept(connection: Connection, topic: str, after: int, limit: int) -> list[Kept]:
-    """List what a topic was told, onwards from a row."""
+    """List what was decided for a topic, onwards from a row, sent or not: Kafka may have had what is not marked."""
     rows = await connection.fetch(
-        "SELECT id, subject, event_id FROM outbox WHERE topic = $1 AND sent_at IS NOT NULL AND id > $2"
-        " ORDER BY id LIMIT $3",
+        "SELECT id, subject, event_id FROM outbox WHERE topic = $1 AND id > $2 ORDER BY id LIMIT $3",
         topic,
         after,
         limit,
@@ -93,10 +92,10 @@ async def kept(connection: Connection, topic: str, after: int, limit: int) -> li
 
 
 async def kept_about(connection: Connection, topic: str, subjects: Sequence[str]) -> list[OutboxRow]:
-    """Read what a topic was told about some subjects, in the order in which it was decided."""
+    """Read what was decided about some subjects for a topic, in that order, sent or not: see `kept`."""
     rows = await connection.fetch(
         "SELECT id, topic, key, partition, headers, value FROM outbox"
-        " WHERE topic = $1 AND sent_at IS NOT NULL AND subject = ANY($2::text[]) ORDER BY id",
+        " WHERE topic = $1 AND subject = ANY($2::text[]) ORDER BY id",
         topic,
         list(subjects),
     )

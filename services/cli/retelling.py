@@ -51,7 +51,8 @@ class Known:
 
     Attributes:
         stored: the ledger's events, in order.
-        kept: what the outboxes of api and scheduler have told `runyard.runs`, each in its order.
+        kept: what the outboxes of api and scheduler hold for `runyard.runs`, each in its order. Also what is not marked
+            as sent: the lost broker may have had it, and somebody folded it, when the mark failed.
         folded: the run as api and scheduler have folded it.
     """
 

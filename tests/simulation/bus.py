@@ -149,10 +149,11 @@ class Bus:
                 world.spawn("late records", self._land_late(rest, self.cluster))
             yield world.random.random() * PUBLISH_TIMEOUT_S
             raise PublishFailed
+        cluster = self.cluster
         for record in records:
             self.append(record)
         yield STEP
-        if world.chance(faults.ack_lost):
+        if self.cluster != cluster or world.chance(faults.ack_lost):
             raise PublishFailed
 
     def append(self, sent: Sendable) -> None:

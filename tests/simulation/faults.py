@@ -47,20 +47,22 @@ class Faults:
         def rate(most: float) -> float:
             return random.choice((0.0, 0.0, most / 5, most))
 
+        loses_broker = random.random() < 0.35
+        kinds = tuple(kind for kind in KINDS if random.random() < 0.35)
         return cls(
             publish_fails=rate(0.15),
             ack_lost=rate(0.15),
             lands_late=random.choice((0.0, 0.5)),
-            commit_fails=rate(0.05),
+            commit_fails=rate(0.15 if loses_broker else 0.05),
             commit_unknown=rate(0.1),
             offset_commit_lost=rate(0.3),
             mean_steps_to_crash=random.choice((None, 150.0, 600.0)),
             slowness_s=random.choice((0.05, 1.5)),
-            kinds=tuple(kind for kind in KINDS if random.random() < 0.35),
+            kinds=kinds,
             every_s=random.choice((2.0, 6.0, 20.0)),
             storm_s=random.choice((20.0, 60.0, 120.0)),
             instances=random.choice((1, 2)),
-            loses_broker=random.random() < 0.35,
+            loses_broker=loses_broker,
         )
 
     def steps_to_crash(self, random: Random) -> int | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from schemas.run import Run
+from schemas.topics import RUNS
 from tests.simulation.database import Outbox, OutboxRow, Transaction
 from tests.simulation.moving import BATCH_ROWS
 from tests.simulation.registry import Tables
@@ -16,6 +17,11 @@ def claim_unguarded(tables: Tables, transaction: Transaction, run: Run) -> Steps
     yield STEP
     transaction.put(tables.active, run.model_id, run.run_id)
     return True
+
+
+def what_was_sent(outbox: Outbox) -> Sequence[OutboxRow]:
+    """Tell a new cluster only what the lost one is known to have had: it may have had more."""
+    return [row for row in outbox.rows.values() if row.sent_at is not None and row.topic == RUNS.name]
 
 
 def beyond_the_last(outbox: Outbox) -> Sequence[OutboxRow]:

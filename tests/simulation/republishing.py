@@ -24,11 +24,6 @@ PATIENCE_LOOKS = 60
 Keep = Callable[[Outbox], Sequence[OutboxRow]]
 
 
-def what_was_sent(outbox: Outbox) -> Sequence[OutboxRow]:
-    """Take what the lost broker is known to have had."""
-    return [row for row in outbox.rows.values() if row.sent_at is not None and row.topic == RUNS.name]
-
-
 def whatever_was_decided(outbox: Outbox) -> Sequence[OutboxRow]:
     """Take all rows: what is not marked may have been there all the same."""
     return [row for row in outbox.rows.values() if row.topic == RUNS.name]
@@ -42,7 +37,7 @@ class Operator:
     bus: Bus
     tables: Tables
     process: Process
-    keep: Keep = what_was_sent
+    keep: Keep = whatever_was_decided
 
     def run(self) -> Steps[None]:
         """Do it, again and again until it is done."""

@@ -18,7 +18,7 @@ from tests.simulation.journal import Journal
 from tests.simulation.leading import LEASE_S, Scheduler
 from tests.simulation.moving import Choose, Consumer, Handle, Relay, unsent
 from tests.simulation.registry import Claim, Registry, claim_model
-from tests.simulation.republishing import Keep, Operator, what_was_sent
+from tests.simulation.republishing import Keep, Operator, whatever_was_decided
 from tests.simulation.running import Offer, Runner
 from tests.simulation.tables import Tables
 from tests.simulation.watching import Clock, Presence, Violation, Watch
@@ -38,7 +38,7 @@ class Rules:
     commit_first: bool = False
     sees_pending: bool = True
     reads_to_the_end: bool = True
-    keep: Keep = what_was_sent
+    keep: Keep = whatever_was_decided
 
 
 @dataclass(slots=True)
