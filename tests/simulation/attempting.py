@@ -99,17 +99,20 @@ class Attempt:
             yield world.random.random()
             if world.chance(FETCH_FAILS):
                 raise FetchFailed
-            if self._stopping:
+            if self._is_stopped():
                 return None
             assert self._entry.queued is not None
             engine.create(self.name, self._entry.queued)
             yield STEP
-        if self._stopping:
+        if self._is_stopped():
             return None
         container = engine.containers.get(self.name)
         if container is not None:
             engine.start(container)
         return container
+
+    def _is_stopped(self) -> bool:
+        return self._stopping
 
     def _watch(self, container: Container) -> Steps[None]:
         """Wait until the container is over; stop it when told to, and for no other cause."""

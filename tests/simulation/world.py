@@ -51,6 +51,10 @@ class Task:
     naps: bool = False
     woken: bool = False
 
+    def is_over(self) -> bool:
+        """Whether its process, or whoever began it, has ended it."""
+        return not self.alive
+
     def cancel(self) -> None:
         """End between two steps, while the process lives: what it had begun is rolled back."""
         self.alive = False
@@ -176,9 +180,8 @@ class World:
             process.crash()
             self.spawn("restart", self._restart(process, 1.0))
             return
-        if not task.alive:
-            return
-        self._sleep(task, pause)
+        if not task.is_over():
+            self._sleep(task, pause)
 
     def _sleep(self, task: Task, pause: float | Nap | None) -> None:
         if isinstance(pause, float):
