@@ -6,6 +6,9 @@ Most seeds know only some kinds of faults, so that no kind hides what another on
 from dataclasses import dataclass
 from random import Random
 
+BAD_ENDS = 1_000_000
+"""From this seed on worlds lose their broker while the database fails."""
+
 KINDS = (
     "kill",
     "stop",
@@ -41,19 +44,20 @@ class Faults:
     loses_broker: bool
 
     @classmethod
-    def drawn(cls, random: Random) -> "Faults":
-        """Draw a mixture."""
+    def drawn(cls, random: Random, *, ends_badly: bool) -> "Faults":
+        """Draw a mixture; one that ends badly loses the broker while the database fails."""
 
         def rate(most: float) -> float:
             return random.choice((0.0, 0.0, most / 5, most))
 
-        loses_broker = random.random() < 0.35
+        loses_broker = random.random() < 0.35 or ends_badly
         kinds = tuple(kind for kind in KINDS if random.random() < 0.35)
+        kinds += ("database_down", "stop") if ends_badly else ()
         return cls(
             publish_fails=rate(0.15),
             ack_lost=rate(0.15),
             lands_late=random.choice((0.0, 0.5)),
-            commit_fails=rate(0.15 if loses_broker else 0.05),
+            commit_fails=0.15 if ends_badly else rate(0.05),
             commit_unknown=rate(0.1),
             offset_commit_lost=rate(0.3),
             mean_steps_to_crash=random.choice((None, 150.0, 600.0)),

@@ -54,6 +54,7 @@ class Runner:
     gatekeeper: Task | None = None
     connected: bool = False
     cut_off: bool = False
+    must_read_anew: bool = False
 
     @property
     def journal(self) -> Journal:
@@ -168,7 +169,8 @@ class Runner:
             try:
                 yield from self.bus.publish(self.process, [Announcement(RUNNERS.name, event.subject, event)])
             except PublishFailed:
-                self.connected, self.cut_off = False, True
+                self.connected, self.cut_off, self.must_read_anew = False, True, True
+                self._gate(may_start=False)
             else:
                 self.watch.on_heard(self.journal.runner_id)
                 if self.cut_off:
@@ -202,10 +204,10 @@ class Runner:
             reading = consumer.listen()
             while self.reads_to_the_end and not consumer.caught_up:
                 yield PARKED
-            self._gate(may_start=True)
-            while not self.cut_off:
+            self.must_read_anew = self.cut_off
+            self._gate(may_start=not self.cut_off)
+            while not self.must_read_anew:
                 yield PARKED
-            self._gate(may_start=False)
             reading.cancel()
             while not self.connected:
                 yield PARKED

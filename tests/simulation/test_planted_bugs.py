@@ -8,16 +8,17 @@ import schemas.run
 from schemas.events import RunEnd, RunFact
 from schemas.run import Run
 from services.scheduler.roster import Roster
-from tests.simulation.planted import beyond_the_last, claim_unguarded
+from tests.simulation.faults import BAD_ENDS
+from tests.simulation.planted import beyond_the_last, claim_unguarded, what_was_sent
 from tests.simulation.simulation import DEFAULT, Broken, simulate
 from tests.simulation.system import Rules
 
 MOST_SEEDS = 400
 
 
-def caught(rules: Rules = DEFAULT) -> str:
+def caught(rules: Rules = DEFAULT, first: int = 0) -> str:
     """Tell how the first seed that catches a bug says so; empty if none does."""
-    for seed in range(MOST_SEEDS):
+    for seed in range(first, first + MOST_SEEDS):
         try:
             simulate(seed, rules)
         except Broken as broken:
@@ -45,6 +46,10 @@ def test_a_broken_rule_of_the_protocol_is_caught(rules: Rules, symptom: str) -> 
     told = caught(rules)
     assert re.search(symptom, told)
     assert "replay: python -m tests.simulation --seed" in told
+
+
+def test_a_new_cluster_that_is_told_only_what_is_marked_as_sent_is_caught() -> None:
+    assert re.search("not at rest|differ", caught(Rules(keep=what_was_sent), first=BAD_ENDS))
 
 
 def test_an_end_of_a_replaced_attempt_that_counts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

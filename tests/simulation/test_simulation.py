@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.simulation.faults import BAD_ENDS
 from tests.simulation.simulation import simulate
 
 CASES, SEEDS = 16, 130
@@ -19,7 +20,11 @@ def test_no_promise_is_broken_in_any_world(case: int) -> None:
     assert runs >= FEWEST_RUNS
 
 
-@pytest.mark.parametrize("seed", [3, 1585])
+def test_no_promise_is_broken_where_the_broker_is_lost_while_the_database_fails() -> None:
+    assert sum(simulate(seed).runs for seed in range(BAD_ENDS, BAD_ENDS + SEEDS)) >= FEWEST_RUNS
+
+
+@pytest.mark.parametrize("seed", [3, 1585, BAD_ENDS])
 def test_the_same_seed_gives_the_same_trace_twice(seed: int) -> None:
     first, second = simulate(seed, traced=True), simulate(seed, traced=True)
     assert len(first.trace) > 50

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TypeVar
 
-from tests.simulation.faults import Faults
+from tests.simulation.faults import BAD_ENDS, Faults
 
 Result = TypeVar("Result")
 
@@ -109,7 +109,7 @@ class World:
 
     def __init__(self, seed: int, *, traced: bool = False) -> None:
         self.random = Random(seed)
-        self.faults = Faults.drawn(self.random)
+        self.faults = Faults.drawn(self.random, ends_badly=seed >= BAD_ENDS)
         self.now = 0.0
         self.steps = 0
         self.stormy = True
