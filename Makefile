@@ -38,8 +38,12 @@ benchmark: ## Measure speed against limits of this machine (needs about two minu
 	@deploy/bootstrap.sh python3.11
 	$(BIN)/python -m benchmarks.submissions
 
+broker-loss: ## Lose the whole broker three times with 200 open runs, then reset every consumer group, and check
+	@deploy/bootstrap.sh python3.11
+	$(BIN)/python -m tests.chaos.broker_loss
+
 chaos: ## Break a whole system for MINUTES (10) from a SEED while clients submit, then check every promise
 	@deploy/bootstrap.sh python3.11
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help bootstrap demo up test lint format benchmark chaos
+.PHONY: help bootstrap demo up test lint format benchmark broker-loss chaos

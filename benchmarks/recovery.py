@@ -1,8 +1,8 @@
-"""How soon the system works again after a part of it was killed, as a client sees it by REST.
+"""How soon the system works again after a part of it was killed, as a client sees it. `python -m benchmarks.recovery`.
 
-Run `python -m benchmarks.recovery [PART…]`. What "works again" means is said per part in `MEASURES`: the clock starts
-with kill -9, a supervisor starts the dead part again at once; heartbeats and lease are the defaults (5 s, 60 s). Starts
-a whole system with two runners on a temporary folder and stops everything. Figures depend on the machine.
+What "works again" means is said per part in `MEASURES`: the clock starts with kill -9, a supervisor starts the dead
+part again at once, and heartbeats and lease are the services' defaults (5 s, 60 s). Starts a whole system with two
+runners on a temporary folder and stops everything. Figures depend on the machine.
 """
 
 import argparse

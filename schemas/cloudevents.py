@@ -63,19 +63,24 @@ MODEL_OF: dict[str, type[Event]] = _models()
 
 def encode(event: CloudEvent) -> tuple[list[tuple[str, bytes]], bytes]:
     """Write an event as Kafka headers and value."""
+    return headers_of(event, event.data.type), value_of(event.data)
+
+
+def headers_of(event: "CloudEvent | UnknownEvent", kind: str) -> list[tuple[str, bytes]]:
+    """Write the attributes of an event of a type as Kafka headers."""
     attributes = {
         "ce_specversion": "1.0",
         "ce_id": str(event.id),
         "ce_source": event.source,
-        "ce_type": event.data.type,
+        "ce_type": kind,
         "ce_subject": event.subject,
         "ce_time": rfc3339(event.time),
-        "ce_dataschema": f"{DATASCHEMA_PREFIX}{event.data.type}.json",
+        "ce_dataschema": f"{DATASCHEMA_PREFIX}{kind}.json",
         "content-type": CONTENT_TYPE,
     }
     if event.traceparent:
         attributes["traceparent"] = event.traceparent
-    return [(name, text.encode()) for name, text in attributes.items()], value_of(event.data)
+    return [(name, text.encode()) for name, text in attributes.items()]
 
 
 def value_of(data: Event) -> bytes:

@@ -112,6 +112,24 @@ def evolve(run: Run | None, fact: RunFact, occurred_at: datetime) -> Evolution:
     return Evolution(run.model_copy(update={"status": to_status, **_changes(fact)}))
 
 
+def end_of(run: Run) -> RunEnd | None:
+    """Write the end of an ended run again, as it was when it was folded; None for a run that has not ended.
+
+    What its runner told can so be told by whoever has folded it, when the broker that had it is lost.
+    """
+    fields = {"run_id": run.run_id, "attempt": run.attempt, "runner_id": run.runner_id, "reason": run.reason}
+    fields |= {name: getattr(run, name) for name in _END_FIELDS}
+    match run.status:
+        case RunStatus.SUCCEEDED:
+            return RunSucceeded.model_validate(fields | {"artifact": run.artifact})
+        case RunStatus.FAILED:
+            return RunFailed.model_validate(fields)
+        case RunStatus.CANCELLED:
+            return RunCancelled.model_validate(fields)
+        case _:
+            return None
+
+
 def _begin(fact: TrainingRequested, occurred_at: datetime) -> Run:
     return Run(
         run_id=fact.run_id,
@@ -173,15 +191,11 @@ def _why(fact: RunWaiting | AttemptLost | RunRequeued) -> dict[str, object]:
     return {"reason": fact.reason, "message": _words(fact.message)}
 
 
+_END_FIELDS = ("message", "started_at", "ended_at", "exit_code", "usage", "output_sequence")
+
+
 def _end(fact: RunEnd) -> dict[str, object]:
-    return {
-        "message": _words(fact.message),
-        "started_at": fact.started_at,
-        "ended_at": fact.ended_at,
-        "exit_code": fact.exit_code,
-        "usage": fact.usage,
-        "output_sequence": fact.output_sequence,
-    }
+    return {name: getattr(fact, name) for name in _END_FIELDS} | {"message": _words(fact.message)}
 
 
 def _words(message: str | None) -> str | None:

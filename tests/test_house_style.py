@@ -21,7 +21,7 @@ MOST_LINES, MOST_TEST_LINES, MOST_BODY_LINES = 400, 500, 40
 VAGUE = {"utils", "common", "helpers", "misc", "base", "manager", "util", "helper"}
 SQL = re.compile(r"^\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH|TRUNCATE)\s", re.MULTILINE)
 SPEAKS_SQL = re.compile(
-    r"(store|history|replay|verify|migrations|migrate|outbox|relay|journal|embedded_postgres)[a-z_]*\.py"
+    r"(store|history|replay|verify|migrations|migrate|outbox|relay|broker|journal|embedded_postgres)[a-z_]*\.py"
 )
 SEVERAL_PRODUCERS = {
     "RunFailed": "the scheduler fails a run whose attempts are exhausted",

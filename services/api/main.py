@@ -19,6 +19,7 @@ from services.api.settings import ApiSettings
 from services.api.sweep import Sweeper
 from services.api.tokens import Keys, PublishedKeys, SharedSecret, TokenVerifier
 from services.api.variables import SealedVariables
+from services.backbone.broker import Broker
 from services.backbone.consumer import Consumer, Subscription
 from services.backbone.health import Health
 from services.backbone.kafka import client_options, ensure_topics
@@ -49,7 +50,6 @@ async def serve(settings: ApiSettings) -> None:
             await run_parts(
                 _serve_http(settings, context),
                 _follow_topics(settings, context, publisher),
-                Relay(url, SCHEMA, publisher, RUNS.name, health).run(),
                 Sweeper(pool, context.objects, context.variables).run(settings.sweep_every_s),
             )
     finally:
@@ -96,13 +96,22 @@ async def _serve_http(settings: ApiSettings, context: Context) -> None:
 
 
 async def _follow_topics(settings: ApiSettings, context: Context, publisher: Publisher) -> None:
-    await ensure_topics(settings, TOPICS)
+    """Read and relay; requests are accepted without it, since what they begin waits in the outbox."""
+    url, health = settings.postgres_url.get_secret_value(), context.health
+    broker = Broker(settings, url, SCHEMA, health)
     handlers = Handlers(context.pool, context.variables)
     facts = Subscription("api.runs", (RUNS.name,), handlers.on_run_facts, GROUP)
     load = Subscription("api.load", (LOAD.name,), context.load.on_load)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(Consumer(settings, facts, publisher, context.health).run())
-        group.create_task(Consumer(settings, load, publisher, context.health).run())
+    try:
+        await broker.join()
+        await ensure_topics(settings, TOPICS)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Relay(url, SCHEMA, publisher, RUNS.name, health).run())
+            group.create_task(Consumer(settings, facts, publisher, health).run())
+            group.create_task(Consumer(settings, load, publisher, health).run())
+            group.create_task(broker.hold(settings.broker_check_s))
+    finally:
+        await broker.leave()
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Rows of runs, of the claim that a run has on its model, and of versions. Nothing but SQL and what it returns."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import asyncpg
@@ -57,6 +58,20 @@ async def lock_run(connection: Connection, run_id: str) -> Run | None:
     """Read a run and lock its row, which keeps the order of its events."""
     state = await connection.fetchval(LOCK_RUN, run_id)
     return None if state is None else Run.model_validate_json(state)
+
+
+OPEN_RUNS = "SELECT run_id FROM runs WHERE end_seen_at IS NULL ORDER BY run_id"
+SELECT_STATES = "SELECT state FROM runs WHERE run_id = ANY($1::text[])"
+
+
+async def open_run_ids(executor: Executor) -> list[str]:
+    """Name the runs that have not ended, of all tenants."""
+    return [row["run_id"] for row in await executor.fetch(OPEN_RUNS)]
+
+
+async def states_of(executor: Executor, run_ids: Sequence[str]) -> list[Run]:
+    """Read runs, of all tenants."""
+    return [Run.model_validate_json(row["state"]) for row in await executor.fetch(SELECT_STATES, list(run_ids))]
 
 
 LIST_RUNS = """

@@ -3,9 +3,10 @@
 import asyncio
 
 from schemas.topics import OUTPUT, RUNS, TOPICS
-from services.auditor import broker, store
+from services.auditor import store
 from services.auditor.handlers import Handlers
 from services.auditor.settings import AuditorSettings
+from services.backbone.broker import Broker
 from services.backbone.consumer import Consumer, Subscription
 from services.backbone.health import Health, serve_health
 from services.backbone.kafka import client_options, ensure_topics
@@ -15,6 +16,7 @@ from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
 
 GROUP = "auditor"
+SCHEMA = "ledger"
 
 
 def subscriptions(handlers: Handlers, group: str) -> tuple[Subscription, ...]:
@@ -35,19 +37,22 @@ async def serve(settings: AuditorSettings) -> None:
 
 async def audit(settings: AuditorSettings, health: Health, group: str) -> None:
     """Consume as a member of a consumer group, until cancelled or until another broker answers."""
-    pool = await open_pool(settings.postgres_url.get_secret_value(), "ledger", settings.postgres_pool_size)
+    url = settings.postgres_url.get_secret_value()
+    pool = await open_pool(url, SCHEMA, settings.postgres_pool_size)
     publisher = Publisher(client_options(settings))
+    broker = Broker(settings, url, SCHEMA, health)
     try:
+        cluster = await broker.join()
         await ensure_topics(settings, TOPICS)
-        cluster = await broker.cluster_id(settings)
         async with pool.acquire() as connection:
             handlers = Handlers(pool, await store.epoch_of(connection, cluster))
         consumers = [Consumer(settings, wanted, publisher, health) for wanted in subscriptions(handlers, group)]
         async with asyncio.TaskGroup() as tasks:
             for consumer in consumers:
                 tasks.create_task(consumer.run())
-            tasks.create_task(broker.watch(settings, cluster, settings.broker_check_s))
+            tasks.create_task(broker.hold(settings.broker_check_s))
     finally:
+        await broker.leave()
         await publisher.close()
         await pool.close()
 

@@ -166,6 +166,14 @@ async def next_run_ids(connection: Connection, after: str, limit: int) -> list[s
     return [row["run_id"] for row in rows]
 
 
+async def open_run_ids(connection: Connection) -> list[str]:
+    """Name the runs that have not ended."""
+    rows = await connection.fetch(
+        "SELECT run_id FROM runs WHERE status IS NULL OR status NOT IN ('succeeded', 'failed', 'cancelled')"
+    )
+    return [row["run_id"] for row in rows]
+
+
 @dataclass(frozen=True, slots=True)
 class EventRow:
     """An event as it was read back, with the queryable copy of its data."""

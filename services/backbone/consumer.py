@@ -34,6 +34,8 @@ BATCH_WAIT_MS = 200
 SESSION_TIMEOUT_MS = 45_000
 STOP_TIMEOUT_S = 10.0
 CAUGHT_UP_POLL_S = 0.02
+COMMIT_TIMEOUT_S = 5.0
+REJOIN_AFTER_S = 3.0
 
 CONSUMED = Counter("runyard_messages_consumed", "Messages handled", ["consumer", "topic"])
 
@@ -251,23 +253,39 @@ class Consumer:
         for record in records:
             ends[Partition(record.topic, record.partition)] = record.offset + 1
         try:
-            await self._consumer.commit(ends)
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):  # aiokafka tries for ever, also where the topic is gone
+                await self._consumer.commit(ends)
         except (CommitFailedError, IllegalStateError) as error:  # partitions moved on: the new owner handles them again
             log.info("commit_superseded", consumer=self._subscription.name, error=repr(error))
-        except KafkaError as error:  # uncommitted is only handled again
+        except (KafkaError, TimeoutError) as error:  # uncommitted is only handled again
             log.warning("commit_failed", consumer=self._subscription.name, error=repr(error))
 
     async def _watch_until_caught_up(self) -> None:
         try:
             consumer = self._consumer
-            while not (assigned := consumer.assignment()):  # noqa: ASYNC110 - aiokafka has no event for it
-                await asyncio.sleep(CAUGHT_UP_POLL_S)
+            assigned = await self._assignment()
             for partition, end in (await consumer.end_offsets(list(assigned))).items():
                 while await consumer.position(partition) < end or self._busy:  # noqa: ASYNC110
                     await asyncio.sleep(CAUGHT_UP_POLL_S)
         except KafkaError as error:
             raise TransientError(repr(error)) from error
         self._caught_up.set()
+
+    async def _assignment(self) -> set[Partition]:
+        """Wait until there are partitions to read.
+
+        A static member is given what its predecessor had without a new distribution, and that is nothing if that one
+        came before the topics were there (a broker that lost its data): so a new one is asked for, once.
+        """
+        coordinator = self._consumer._coordinator  # what its leader does by itself when topics appear
+        rejoin_at = asyncio.get_running_loop().time() + REJOIN_AFTER_S
+        while not (assigned := self._consumer.assignment()):
+            if asyncio.get_running_loop().time() > rejoin_at and self._subscription.group is not None:
+                rejoin_at = float("inf")
+                coordinator.request_rejoin()
+                log.info("asks_for_partitions", consumer=self._subscription.name)
+            await asyncio.sleep(CAUGHT_UP_POLL_S)
+        return set(assigned)
 
 
 async def _undecoded(message: KafkaMessage) -> Any:

@@ -7,6 +7,9 @@ Owns the rows until Kafka has them. A writer locks the run's row before it enque
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
 
 from schemas.cloudevents import CloudEvent, encode
 from schemas.topics import address_of
@@ -65,17 +68,39 @@ async def unsent(connection: Connection, limit: int) -> list[OutboxRow]:
     rows = await connection.fetch(
         "SELECT id, topic, key, partition, headers, value FROM outbox WHERE sent_at IS NULL ORDER BY id LIMIT $1", limit
     )
-    return [
-        OutboxRow(
-            row["id"],
-            row["topic"],
-            row["key"],
-            row["partition"],
-            [(name, text.encode()) for name, text in json.loads(row["headers"])],
-            row["value"].encode(),
-        )
-        for row in rows
-    ]
+    return [_row(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a topic was told, and is kept: the row, whom it is about, and the event's id."""
+
+    id: int
+    subject: str
+    event_id: UUID
+
+
+async def kept(connection: Connection, topic: str, after: int, limit: int) -> list[Kept]:
+    """List what a topic was told, onwards from a row."""
+    rows = await connection.fetch(
+        "SELECT id, subject, event_id FROM outbox WHERE topic = $1 AND sent_at IS NOT NULL AND id > $2"
+        " ORDER BY id LIMIT $3",
+        topic,
+        after,
+        limit,
+    )
+    return [Kept(row["id"], row["subject"], row["event_id"]) for row in rows]
+
+
+async def kept_about(connection: Connection, topic: str, subjects: Sequence[str]) -> list[OutboxRow]:
+    """Read what a topic was told about some subjects, in the order in which it was decided."""
+    rows = await connection.fetch(
+        "SELECT id, topic, key, partition, headers, value FROM outbox"
+        " WHERE topic = $1 AND sent_at IS NOT NULL AND subject = ANY($2::text[]) ORDER BY id",
+        topic,
+        list(subjects),
+    )
+    return [_row(row) for row in rows]
 
 
 async def mark_sent(connection: Connection, ids: Sequence[int]) -> None:
@@ -88,3 +113,8 @@ async def sweep(connection: Connection, subjects: Sequence[str]) -> None:
     await connection.execute(
         "DELETE FROM outbox WHERE sent_at IS NOT NULL AND subject = ANY($1::text[])", list(subjects)
     )
+
+
+def _row(row: asyncpg.Record) -> OutboxRow:
+    headers = [(name, text.encode()) for name, text in json.loads(row["headers"])]
+    return OutboxRow(row["id"], row["topic"], row["key"], row["partition"], headers, row["value"].encode())

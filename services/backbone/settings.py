@@ -26,6 +26,7 @@ class ServiceSettings(BaseSettings):
     kafka_sasl_password: SecretStr | None = None
     kafka_ca_file: str | None = None
     topic_replication: int = Field(default=1, ge=1)
+    broker_check_s: float = Field(default=5, gt=0, description="how often it asks whether it is still the same cluster")
 
 
 class DatabaseSettings(ServiceSettings):

@@ -10,15 +10,16 @@ from services.backbone.migrations import SchemaPlan, migrate
 
 SERVICES = Path(__file__).parent.parent
 OUTBOX = SERVICES / "backbone" / "migrations"
+BROKER = OUTBOX / "broker"
 
 API_ROLE = "runyard_api"
 SCHEDULER_ROLE = "runyard_scheduler"
 AUDITOR_ROLE = "runyard_auditor"
 
 PLANS = (
-    SchemaPlan("registry", API_ROLE, (OUTBOX, SERVICES / "api" / "migrations")),
-    SchemaPlan("scheduling", SCHEDULER_ROLE, (OUTBOX, SERVICES / "scheduler" / "migrations")),
-    SchemaPlan("ledger", AUDITOR_ROLE, (SERVICES / "auditor" / "migrations",)),
+    SchemaPlan("registry", API_ROLE, (OUTBOX, BROKER, SERVICES / "api" / "migrations")),
+    SchemaPlan("scheduling", SCHEDULER_ROLE, (OUTBOX, BROKER, SERVICES / "scheduler" / "migrations")),
+    SchemaPlan("ledger", AUDITOR_ROLE, (BROKER, SERVICES / "auditor" / "migrations")),
 )
 
 

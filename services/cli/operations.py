@@ -17,12 +17,14 @@ import typer
 from services.auditor.replay import rebuild
 from services.auditor.verify import verify as verify_ledger
 from services.backbone.migrations import MigrationChanged
+from services.backbone.settings import ServiceSettings
 from services.cli.data_dir import DataDir, InUse
 from services.cli.embedded_postgres import EmbeddedPostgres
 from services.cli.embedded_process import ServerFailed
 from services.cli.errors import CliError, UsageRefused
 from services.cli.migrate import API_ROLE, AUDITOR_ROLE, SCHEDULER_ROLE, migrate_all
 from services.cli.options import DataDirOption
+from services.cli.republish import republish_open_runs
 
 PASSWORD_VARIABLES = {
     API_ROLE: "RUNYARD_API_DB_PASSWORD",
@@ -61,18 +63,25 @@ def migrate() -> None:
 def replay(
     data_dir: DataDirOption,
     rebuild_projections: Annotated[bool, typer.Option("--rebuild", help="Rebuild from the stored events.")] = False,
+    open_runs: Annotated[bool, typer.Option("--open-runs", help="Publish all open runs to Kafka again.")] = False,
     admin_url: AdminUrlOption = None,
 ) -> None:
-    """Rebuild what the ledger shows of each run from the stored events. The events themselves never change.
+    """Rebuild what the ledger shows of each run, or tell Kafka the open runs again. Stored events never change.
 
-    [bold]Example[/bold]
+    --open-runs is what a broker needs that has lost its data: the services wait for it. `runyard up` does it by itself.
+    With --admin-url Kafka is found by RUNYARD_KAFKA_BOOTSTRAP_SERVERS and its neighbours; else by the folder's system,
+    which must be up.
+
+    [bold]Examples[/bold]
 
       runyard replay --rebuild --data-dir .runyard/demo
+
+      RUNYARD_ADMIN_URL=postgresql://admin:…@db:5432/runyard runyard replay --open-runs
     """
-    if not rebuild_projections:
-        raise UsageRefused("say what to do: --rebuild")
+    if rebuild_projections == open_runs:
+        raise UsageRefused("say what to do: --rebuild or --open-runs")
     with _told():
-        asyncio.run(_replay(data_dir, admin_url))
+        asyncio.run(_replay(data_dir, admin_url) if rebuild_projections else _republish(data_dir, admin_url))
 
 
 def verify(data_dir: DataDirOption, admin_url: AdminUrlOption = None) -> None:
@@ -95,6 +104,25 @@ async def _replay(data_dir: Path, admin_url: str | None) -> None:
     if report.missing_audit_entries:
         typer.echo(f"{report.missing_audit_entries} audit entries are missing from the chain", err=True)
         sys.exit(1)
+
+
+async def _republish(folder: Path, admin_url: str | None) -> None:
+    settings = ServiceSettings()
+    if admin_url is None:
+        data_dir = DataDir.at(folder)
+        data_dir.secrets()
+        with contextlib.suppress(InUse), data_dir.locked():
+            raise CliError(f"the system of {folder} is not up: `runyard up` does this by itself when it is needed")
+        admin_url = EmbeddedPostgres(data_dir.postgres, int((data_dir.postgres / "port").read_text())).admin_url
+        port = (data_dir.kafka / "port").read_text()
+        settings = ServiceSettings(kafka_bootstrap_servers=f"127.0.0.1:{port}")
+
+    def progress(runs: int, of: int, events: int) -> None:
+        typer.echo(f"{runs} of {of} runs, {events} events", err=True)
+
+    told = await republish_open_runs(admin_url, settings, progress)
+    new = "a new cluster, which the services go on with now" if told.replaced else "the cluster that the services know"
+    typer.echo(f"{told.events} events of {told.runs} runs published to {told.cluster_id}: {new}")
 
 
 async def _verify(data_dir: Path, admin_url: str | None) -> None:

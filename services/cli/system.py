@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from services.backbone.migrations import MigrationChanged
+from services.backbone.settings import ServiceSettings
 from services.cli.data_dir import DataDir, Secrets
 from services.cli.embedded_kafka import EmbeddedKafka
 from services.cli.embedded_postgres import EmbeddedPostgres
 from services.cli.embedded_process import ServerFailed, free_port
 from services.cli.errors import CliError, UsageRefused
 from services.cli.migrate import API_ROLE, AUDITOR_ROLE, SCHEDULER_ROLE, migrate_all
+from services.cli.republish import republish_open_runs
 from services.cli.service_process import Say, ServiceProcess
 from services.cli.tokens import Claims, mint
 
@@ -102,6 +104,7 @@ class RunningSystem:
         self._check_ports()
         secrets = self.data_dir.ensure_secrets()
         await _all_of(self._start_postgres(secrets), self._start_kafka())
+        await self._tell_new_broker()
         ports = {name: free_port() for name in STOP_ORDER} | ({"api": options.api_port} if options.api_port else {})
         self.api_url = f"http://{options.host}:{ports['api']}"
         self.data_dir.keep_url(self.api_url)
@@ -175,6 +178,14 @@ class RunningSystem:
         await self.kafka.start()
         self._ready("Kafka", began, self.kafka.bootstrap_servers)
 
+    async def _tell_new_broker(self) -> None:
+        """Tell the open runs to a broker that has not heard of them, because the data of the last one is gone."""
+        kafka = ServiceSettings(kafka_bootstrap_servers=self.kafka.bootstrap_servers)
+        began = time.monotonic()
+        told = await republish_open_runs(self.postgres.admin_url, kafka, only_if_replaced=True)
+        if told.replaced:
+            self._ready("Kafka", began, f"its data is new: told it {told.events} events of {told.runs} open runs again")
+
     async def _start_service(self, process: ServiceProcess) -> None:
         began = time.monotonic()
         await process.start()
@@ -201,6 +212,7 @@ class RunningSystem:
                 await server.stop()
                 try:
                     await server.start()
+                    await self._tell_new_broker()
                 except ServerFailed as error:
                     raise CliError(str(error)) from error
                 silent = 0

@@ -12,6 +12,7 @@ import structlog
 from schemas.events import RunQueued
 from schemas.parts import Usage
 from schemas.reason import Reason, RunStatus
+from services.backbone.broker import BrokerReplaced
 from services.runner import events, folder
 from services.runner.artifact import Collected, Collection, Limits, NoArtifact, collect
 from services.runner.errors import EngineRefused, EngineUnavailable
@@ -43,7 +44,12 @@ class Attempt:
             self._stopping.set()
         self._pen = Pen(around.runner_id, entry.ref, entry.traceparent)
         self._output = OutputPublisher(
-            self._pen, Batches(entry.output_from, entry.output_to), around.journal, around.publisher, now
+            self._pen,
+            Batches(entry.output_from, entry.output_to),
+            around.journal,
+            around.publisher,
+            now,
+            around.may_tell,
         )
         self._setting_up = SettingUp(entry, queued, around, self._stopping)
         self._log = log.bind(run_id=entry.ref.run_id, attempt=entry.ref.attempt)
@@ -53,7 +59,11 @@ class Attempt:
         self._stopping.set()
 
     async def run(self) -> None:
-        """See the attempt through to its end; returns when the end is journaled and everything is cleaned up."""
+        """See the attempt through to its end; returns when the end is journaled and everything is cleaned up.
+
+        Raises:
+            BrokerReplaced: the process has to start again before it can go on.
+        """
         state: ContainerState | None = None
         try:
             state = await self._container()
@@ -69,6 +79,8 @@ class Attempt:
             conclusion = Ended(RunStatus.FAILED, Reason.SANDBOX_REFUSED, refusal[: 1 << 10])
         except EngineUnavailable as problem:
             conclusion = Lost(Reason.ENGINE_UNAVAILABLE, str(problem))
+        except BrokerReplaced:
+            raise
         except Exception as problem:  # noqa: BLE001 - the edge: one broken attempt must not take the others along
             self._log.exception("attempt_broke")
             conclusion = Lost(Reason.CONTAINER_LOST, f"the runner failed: {type(problem).__name__}")
@@ -94,7 +106,9 @@ class Attempt:
     async def _watch(self, state: ContainerState) -> ContainerState | None:
         limit_s = self._queued.spec.timeout_s
         watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout)
-        return await watch.until_over(state, limit_s, self._stopping)
+        over = await watch.until_over(state, limit_s, self._stopping)
+        await self._around.same_cluster()  # while the container is there, its output can be told to another one again
+        return over
 
     def _on_timeout(self) -> None:
         cause = self._around.journal.set_cause(self._entry.ref, Cause.TIMEOUT)

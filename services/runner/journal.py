@@ -26,6 +26,10 @@ CREATE TABLE IF NOT EXISTS runner (
     runner_id TEXT NOT NULL,
     beat INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS cluster (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    cluster_id TEXT NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS attempts (
     run_id TEXT NOT NULL,
     attempt INTEGER NOT NULL,
@@ -110,6 +114,25 @@ class Journal:
     def close(self) -> None:
         """Close the file and release its lock."""
         self._sql.close()
+
+    def cluster_id(self) -> str | None:
+        """Tell which Kafka cluster events go to; None before the first."""
+        row = self._sql.execute("SELECT cluster_id FROM cluster").fetchone()
+        return row["cluster_id"] if row else None
+
+    def adopt_cluster(self, cluster_id: str) -> bool:
+        """Remember which Kafka cluster events go to; False if it is another one than before.
+
+        That one has heard nothing yet: all events wait to be published again, and so does the output of what has not
+        ended, from its beginning.
+        """
+        with self._transaction() as sql:
+            same = self.cluster_id() in (None, cluster_id)
+            sql.execute("INSERT OR REPLACE INTO cluster (only, cluster_id) VALUES (1, ?)", (cluster_id,))
+            if not same:
+                sql.execute("UPDATE outbox SET published = 0")
+                sql.execute("UPDATE attempts SET output_from = 0, output_to = 0 WHERE state <> 'ended'")
+            return same
 
     def next_beat(self) -> int:
         """Count a heartbeat; numbers are never used twice, over restarts too."""

@@ -12,10 +12,11 @@ from functools import partial
 
 import structlog
 
-from schemas.topics import DISPATCH, OUTPUT, RUNNERS, RUNS
+from schemas.topics import DISPATCH, TOPICS
+from services.backbone.broker import BrokerReplaced, cluster_id, cluster_with, watch
 from services.backbone.consumer import Consumer, Subscription
 from services.backbone.health import Health, serve_health
-from services.backbone.kafka import client_options, ensure_topics
+from services.backbone.kafka import client_options
 from services.backbone.objects import Objects
 from services.backbone.publisher import Publisher
 from services.backbone.sealing import parse_keys
@@ -59,7 +60,6 @@ class Runner:
         try:
             await run_parts(
                 serve_health(self.health, self.settings.health_host, self.settings.health_port),
-                self.delivery.run(),
                 self._listen(),
                 self._attend(),
             )
@@ -76,8 +76,17 @@ class Runner:
             group.create_task(sweep.run())
 
     async def _listen(self) -> None:
-        """Announce the runner, and read what is meant for it."""
-        await ensure_topics(self.settings, (RUNS, DISPATCH, OUTPUT, RUNNERS))
+        """Announce the runner, tell what happens, and read what is meant for it.
+
+        Topics are made by the services that own a database, who know whether this is still their cluster.
+
+        Raises:
+            BrokerReplaced: it is another one; the next start tells it all that the journal has, output, too.
+        """
+        cluster = await cluster_with(self.settings, TOPICS)
+        if not self.journal.adopt_cluster(cluster):
+            raise BrokerReplaced(f"cluster {cluster} has not heard of this runner's attempts")
+        self.roster.around.may_tell.set()
         runner_id = self.journal.runner_id
         offered = await self.engine.ask(lambda _: runtimes())
         log.info("runtimes_offered", runtimes=offered)
@@ -91,6 +100,8 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(dispatch.run())
             group.create_task(self.heart.run(offer))
+            group.create_task(self.delivery.run())
+            group.create_task(watch(self.settings, cluster, self.settings.broker_check_s))
 
 
 def wire(settings: RunnerSettings) -> Runner:
@@ -118,8 +129,15 @@ def wire(settings: RunnerSettings) -> Runner:
         publisher=publisher,
         changed=changed,
         may_start=asyncio.Event(),
+        may_tell=asyncio.Event(),
+        same_cluster=partial(_check_cluster, settings, journal),
     )
     return Runner(settings, health, journal, engine, publisher, heart, delivery, Roster(around))
+
+
+async def _check_cluster(settings: RunnerSettings, journal: Journal) -> None:
+    if (found := await cluster_id(settings)) != journal.cluster_id():
+        raise BrokerReplaced(f"cluster {found} answers now")
 
 
 def _supplies(settings: RunnerSettings) -> Supplies:

@@ -5,6 +5,7 @@ repeats the very same batch under the same ids and goes on behind it, so nothing
 is pure; `OutputPublisher` waits for Kafka as long as it takes, since the container's log keeps what was not sent yet.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -138,9 +139,11 @@ class OutputPublisher:
     journal: OutputJournal
     publisher: Publisher
     clock: Callable[[], datetime] = field(repr=False)
+    may_tell: asyncio.Event = field(repr=False)
 
     async def send_all(self) -> None:
-        """Send all that is there; returns when it is acknowledged."""
+        """Send all that is there, once it is known to which cluster; returns when it is acknowledged."""
+        await self.may_tell.wait()
         sent = self.batches.sent
         while (batch := self.batches.take()) is not None:
             self.journal.begin_output(self.pen.ref, sent, batch.last)

@@ -49,7 +49,13 @@ class RunLimits:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What attempts work with; `may_start` is set while nothing unread can forbid a start."""
+    """What attempts work with.
+
+    Attributes:
+        may_start: set while nothing unread can forbid a start.
+        may_tell: set once it is sure that Kafka's cluster is the one that the journal speaks of.
+        same_cluster: raises BrokerReplaced if it is not so any more.
+    """
 
     runner_id: str
     runs_folder: Path
@@ -60,6 +66,8 @@ class Surroundings:
     publisher: Publisher
     changed: Callable[[], None] = field(repr=False)
     may_start: asyncio.Event = field(repr=False)
+    may_tell: asyncio.Event = field(repr=False)
+    same_cluster: Callable[[], Awaitable[None]] = field(repr=False)
 
 
 class Stopped(Exception):

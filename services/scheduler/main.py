@@ -9,6 +9,7 @@ import asyncio
 import asyncpg
 
 from schemas.topics import RUNS, TOPICS
+from services.backbone.broker import Broker
 from services.backbone.consumer import Consumer, Subscription
 from services.backbone.errors import is_transient
 from services.backbone.health import Health, serve_health
@@ -40,15 +41,19 @@ async def schedule(settings: SchedulerSettings, health: Health) -> None:
     url = settings.postgres_url.get_secret_value()
     pool = await open_pool(url, store.SCHEMA, settings.postgres_pool_size)
     publisher = Publisher(client_options(settings))
+    broker = Broker(settings, url, store.SCHEMA, health)
     try:
+        await broker.join()
         await ensure_topics(settings, TOPICS)
         facts = Subscription(FOLDS, (RUNS.name,), Folds(pool).on_run_facts, settings.consumer_group)
         async with asyncio.TaskGroup() as group:
             group.create_task(Consumer(settings, facts, publisher, health).run())
             group.create_task(Relay(url, store.SCHEMA, publisher, RUNS.name, health).run())
             group.create_task(Leader(settings, pool, publisher, health).run())
+            group.create_task(broker.hold(settings.broker_check_s))
             group.create_task(_watch_postgres(pool, health))
     finally:
+        await broker.leave()
         await publisher.close()
         pool.terminate()
 

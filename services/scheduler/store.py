@@ -303,6 +303,17 @@ async def runs_to_sweep(connection: Connection) -> list[str]:
     return [row["run_id"] for row in rows]
 
 
+async def open_run_ids(connection: Connection) -> list[str]:
+    """Name the runs that have not ended."""
+    return [row["run_id"] for row in await connection.fetch("SELECT run_id FROM runs WHERE ended_at IS NULL")]
+
+
+async def states_of(connection: Connection, run_ids: Sequence[str]) -> list[Run]:
+    """Read what was folded of runs, without locking them."""
+    rows = await connection.fetch("SELECT state FROM runs WHERE run_id = ANY($1::text[])", list(run_ids))
+    return [Run.model_validate_json(row["state"]) for row in rows]
+
+
 async def mark_swept(connection: Connection, run_ids: Sequence[str]) -> None:
     """Remember which runs' outbox rows are gone; the runs themselves stay."""
     await connection.execute("UPDATE runs SET swept = true WHERE run_id = ANY($1::text[])", run_ids)

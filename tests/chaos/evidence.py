@@ -164,6 +164,11 @@ class Evidence:
         """What clients were told to be accepted."""
         return [told for told in self.told if told.outcome == "accepted"]
 
+    @property
+    def stored_ids(self) -> set[tuple[str, int, str]]:
+        """Run, version and id of every stored event."""
+        return {(event.run_id, event.version, event.event_id) for event in self.stored}
+
     def events_of(self, run_id: str) -> list[StoredEvent]:
         """A run's events in the order of their versions."""
         return sorted((event for event in self.stored if event.run_id == run_id), key=lambda event: event.version)

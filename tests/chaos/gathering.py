@@ -195,9 +195,7 @@ async def _settled(chaos: Chaos) -> bool:
         return False
     told = {_header(record, "ce_id") for record in await _all_records(chaos) if record.topic == "runyard.runs"}
     [row] = await _rows(
-        chaos,
-        "SELECT count(*) AS rows FROM ledger.run_events"
-        " WHERE broker_epoch = (SELECT max(epoch) FROM ledger.broker_epochs)",
+        chaos, "SELECT count(*) AS rows FROM ledger.run_events WHERE event_id::text = ANY($1::text[])", sorted(told)
     )
     return bool(row["rows"] == len(told))
 

@@ -272,7 +272,7 @@ def free_ports(count: int) -> list[int]:
     """Find ports of loopback that are free now and that no client is given as its own."""
     found: list[int] = []
     while len(found) < count:
-        port = random.choice(PORTS)  # noqa: S311 - which port is no secret
+        port = random.choice(PORTS)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):

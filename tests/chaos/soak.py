@@ -61,7 +61,7 @@ class Outcome:
 
 async def soak(options: SoakOptions, say: Say = lambda line: None) -> Outcome:
     """Run a soak in a folder and check it; what stands in the folder stays."""
-    random, duration_s = Random(options.seed), options.minutes * 60  # noqa: S311 - it has to be repeatable
+    random, duration_s = Random(options.seed), options.minutes * 60
     canary = f"canary{random.getrandbits(160):040x}"
     with_engine = private_engine.possible()
     system = ChaosOptions(private_engine=with_engine)

@@ -14,10 +14,10 @@ from pydantic import SecretStr
 from schemas.cloudevents import CloudEvent, encode
 from schemas.events import LogsAppended, MessageRefused, MetricsReported
 from schemas.topics import DEAD_LETTERS, RUNS, address_of
-from services.auditor import broker
 from services.auditor.main import audit
 from services.auditor.settings import AuditorSettings
 from services.auditor.verify import verify
+from services.backbone.broker import BrokerReplaced, cluster_id, watch
 from services.backbone.health import Health
 from services.backbone.kafka import client_options
 from services.backbone.settings import ServiceSettings
@@ -151,6 +151,6 @@ async def refusals(settings: ServiceSettings, mark: str, wanted: int) -> list[st
 
 
 async def test_an_auditor_ends_when_another_broker_answers(settings: AuditorSettings) -> None:
-    found = await broker.cluster_id(settings)
-    with pytest.raises(broker.BrokerReplaced):
-        await broker.watch(settings, f"not-{found}", every_s=0.01)
+    found = await cluster_id(settings)
+    with pytest.raises(BrokerReplaced):
+        await watch(settings, f"not-{found}", every_s=0.01)

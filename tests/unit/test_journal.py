@@ -152,3 +152,35 @@ def test_what_has_ended_lately_is_listed_newest_first(path: Path) -> None:
     assert journal.lately_ended(NOW + timedelta(seconds=1), 5) == [ref("newest"), ref("middle")]
     assert journal.lately_ended(NOW, 1) == [ref("newest")]
     journal.close()
+
+
+def test_another_cluster_is_told_all_events_and_the_output_of_what_goes_on(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.adopt_cluster("one")
+    for run_id in ("run-1", "run-2"):
+        journal.accept(queued(run_id), None)
+        journal.record_start(ref(run_id), "c0ffee", NOW, event(f"{run_id} started"))
+        journal.begin_output(ref(run_id), 5, 9)
+    journal.record_end(ref("run-2"), NOW, event("run-2 ended"))
+    journal.mark_published(waiting.position for waiting in journal.unpublished())
+    assert journal.adopt_cluster("one")
+    assert journal.unpublished() == []
+    assert not journal.adopt_cluster("another")
+    told = [waiting.event.value.removesuffix(b"\xff").decode() for waiting in journal.unpublished()]
+    assert told == ["run-1 started", "run-2 started", "run-2 ended"]
+    assert [(entry.ref.run_id, entry.output_from, entry.output_to) for entry in journal.unfinished()] == [
+        ("run-1", 0, 0)
+    ]
+    assert journal.cluster_id() == "another"
+    journal.close()
+
+
+def test_the_first_cluster_is_told_nothing_again(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.cluster_id() is None
+    journal.accept(queued(), None)
+    journal.record_start(ref(), "c0ffee", NOW, event("started"))
+    journal.mark_published(waiting.position for waiting in journal.unpublished())
+    assert journal.adopt_cluster("one")
+    assert journal.unpublished() == []
+    journal.close()
