@@ -166,8 +166,8 @@ async def measure(names: list[str], say: Callable[[str], None]) -> Table:
                 for _ in range(times):
                     await asyncio.sleep(random.uniform(0.5, HEARTBEAT_S))  # noqa: S311 - no secret
                     taken.append(await measured(scene))
+                    say(f"{name}: {taken[-1]:.2f} s")
                     await chaos.ready()
-                say(f"{name}: {', '.join(f'{seconds:.2f}' for seconds in taken)}")
                 figures = (f"{statistics.median(taken):.1f}", f"{max(taken):.1f}")
                 table.add_row(name, (measured.__doc__ or "").rstrip("."), str(times), *figures)
             await client.close()

@@ -1,5 +1,6 @@
 """Breaks a whole system for a minute, every kind of fault at least once, and checks every promise afterwards."""
 
+import gc
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -48,9 +49,14 @@ def test_orders_have_every_script_and_come_in_bursts() -> None:
 
 
 @pytest.mark.timeout(420)
+@pytest.mark.filterwarnings(
+    "ignore:.*unclosed <socket.socket.*family=1,"
+)  # Docker's SDK, where an engine has just died
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket.*family=1,")
 async def test_a_minute_of_every_kind_of_fault_breaks_no_promise(tmp_path: Path) -> None:
     told: list[str] = []
     outcome = await soak(SoakOptions(MINUTES, SEED, tmp_path, RUNS_PER_MINUTE), told.append)
+    gc.collect()  # what the SDK left open is closed here, not in somebody else's test
     assert outcome.violations == [], "\n".join(told)
     wanted = [what for what in ONCE_EACH if private_engine.possible() or not what.endswith("engine")]
     assert set(wanted) <= set(outcome.breaker.recoveries)
