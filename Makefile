@@ -34,6 +34,10 @@ format: ## Put the code into the project's format
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
 
+crash-points: ## Kill every service at every named crash point, five times each, and check every promise
+	@deploy/bootstrap.sh python3.11
+	@$(BIN)/python -m tests.chaos.crash_points --kills 5
+
 benchmark: ## Measure speed against limits of this machine (needs about two minutes)
 	@deploy/bootstrap.sh python3.11
 	$(BIN)/python -m benchmarks.submissions
@@ -46,4 +50,4 @@ chaos: ## Break a whole system for MINUTES (10) from a SEED while clients submit
 	@deploy/bootstrap.sh python3.11
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help bootstrap demo up test lint format benchmark broker-loss chaos
+.PHONY: help bootstrap demo up test lint format benchmark broker-loss chaos crash-points

@@ -16,6 +16,7 @@ from services.api.idempotency import HEADER, Answer, Ticket, same_request
 from services.api.problems import Problem
 from services.api.store import CommitUnknown, transaction
 from services.api.store_idempotency import keep_answer, reserve_key, select_answer
+from services.backbone.crash_points import crash_point
 from services.backbone.postgres import Connection
 
 ID_TRIES = 4
@@ -70,13 +71,14 @@ async def act_once(call: Call, ticket: Ticket | None, act: Act) -> Answer:
 
 async def _act(call: Call, ticket: Ticket | None, act: Act) -> Answer:
     async with transaction(call.context.pool) as connection:
-        if ticket is None:
-            return await act(connection)
-        if not await reserve_key(connection, ticket):
+        if ticket is not None and not await reserve_key(connection, ticket):
             raise KeyTaken
         answer = await act(connection)
-        await keep_answer(connection, ticket, answer)
-        return answer
+        if ticket is not None:
+            await keep_answer(connection, ticket, answer)
+        crash_point("before_answer_commit")
+    crash_point("after_answer_commit")
+    return answer
 
 
 async def create_once(call: Call, ticket: Ticket | None, act: Act) -> Response:

@@ -19,6 +19,7 @@ from services.api.store import transaction
 from services.api.store_runs import insert_next_version, lock_run, release_model, update_run, variables_gone
 from services.api.variables import SealedVariables
 from services.backbone.consumer import Received
+from services.backbone.crash_points import crash_point
 from services.backbone.outbox import enqueue, to_its_topic
 from services.backbone.postgres import Connection
 
@@ -42,9 +43,14 @@ class Handlers:
     async def _fold(self, event: CloudEvent, fact: RunFact) -> None:
         async with transaction(self.pool) as connection:
             run = await fold(connection, event, fact)
+            crash_point("before_fold_commit")
+        crash_point("after_fold_commit")
         if run is not None and run.status.is_end and run.spec.variable_names:
+            crash_point("before_variables_deletion")
             await self.variables.delete(run.run_id)
+            crash_point("after_variables_deletion")
             await variables_gone(self.pool, run.run_id)
+            crash_point("after_variables_marked")
 
 
 async def fold(connection: Connection, event: CloudEvent, fact: RunFact) -> Run | None:
@@ -70,5 +76,6 @@ async def _end(connection: Connection, run: Run, traceparent: str | None) -> Run
     now = now_utc()
     version = await insert_next_version(connection, run, now)
     await enqueue(connection, [to_its_topic(model_version_created(run, version, now, traceparent))])
+    crash_point("before_version_commit")
     log.info("version_created", run_id=run.run_id, model_id=run.model_id, version=version)
     return run.model_copy(update={"version": version})

@@ -20,6 +20,7 @@ from services.api.problems import Problem
 from services.api.resources import Dataset, Page
 from services.api.store import transaction
 from services.api.store_catalog import insert_dataset, list_datasets, select_dataset, update_content
+from services.backbone.crash_points import crash_point
 from services.backbone.objects import TooLarge
 from services.backbone.postgres import Connection
 
@@ -73,6 +74,8 @@ async def put_content(dataset_id: str, filename: Filename, request: Request, cal
     content = PinnedObject(filename=filename, sha256=stored.sha256, size_bytes=stored.size_bytes)
     async with transaction(call.context.pool) as connection:
         dataset = await update_content(connection, call.caller.tenant_id, dataset_id, content)
+        crash_point("before_dataset_commit")
+    crash_point("after_dataset_commit")
     return dataset or await _found(call, dataset_id)
 
 

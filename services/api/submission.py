@@ -25,6 +25,7 @@ from services.api.resources import show_run
 from services.api.store import CommitUnknown, Executor
 from services.api.store_catalog import lock_model, select_facts
 from services.api.store_runs import RunIdTaken, claim_model, insert_run, select_run
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import ObjectExists, ObjectUnavailable, is_transient
 from services.backbone.outbox import enqueue, to_its_topic
 from services.backbone.postgres import Connection
@@ -107,6 +108,7 @@ async def _accept_as(submission: Submission, identity: str) -> Answer:
 
     if variables:
         await call.context.variables.create(identity, variables)
+        crash_point("after_variables_sealed")
     try:
         answer = await act_once(call, submission.ticket, act)
     except CommitUnknown:
@@ -114,6 +116,7 @@ async def _accept_as(submission: Submission, identity: str) -> Answer:
     except Exception:
         await _forget(submission, identity)
         raise
+    crash_point("after_acceptance_commit")
     if answer.replayed:
         await _forget(submission, identity)
     return answer
@@ -128,6 +131,7 @@ async def _write(submission: Submission, identity: str, connection: Connection) 
         raise RuntimeError("a locked model without a run could not be claimed")
     await insert_run(connection, run)
     await enqueue(connection, [to_its_topic(training_requested(run, call.request_id, call.traceparent))])
+    crash_point("before_acceptance_commit")
     log.info("run_accepted", run_id=identity, model_id=run.model_id, tenant_id=run.tenant_id)
     return _answer(run)
 

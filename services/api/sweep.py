@@ -21,6 +21,8 @@ from services.backbone.errors import is_transient
 from services.backbone.objects import ListedObject, Objects
 
 UNREFERENCED_FOR = timedelta(days=1)
+CLOCKS_DIFFER_BY = timedelta(minutes=10)
+"""What is allowed for between the api's clock and the object store's (a file's time alone lags by a kernel tick)."""
 BATCH = 500
 
 log = structlog.get_logger()
@@ -56,8 +58,9 @@ class Sweeper:
         await self._sweep_objects(now - UNREFERENCED_FOR)
 
     async def _sweep_objects(self, before: datetime) -> None:
-        oldest = await oldest_open_run(self.pool) or before
-        async for batch in _old(self.objects, "objects", min(before, oldest)):
+        oldest = await oldest_open_run(self.pool)
+        untouchable = before if oldest is None else oldest - CLOCKS_DIFFER_BY
+        async for batch in _old(self.objects, "objects", min(before, untouchable)):
             needed = await needed_digests(self.pool, list(batch))
             await self._delete({digest: key for digest, key in batch.items() if digest not in needed}, before)
         async for batch in _old(self.objects, "variables", before):
@@ -65,6 +68,8 @@ class Sweeper:
             await self._delete({run_id: key for run_id, key in batch.items() if run_id not in known}, before)
         async for batch in _old(self.objects, "uploads", before):
             await self._delete(batch, before)
+        if unfinished := await self.objects.remove_unfinished(before):
+            log.info("unfinished_uploads_swept", files=unfinished)
 
     async def _delete(self, keys: dict[str, str], before: datetime) -> None:
         """Delete objects, but none that was stored again since it was listed."""

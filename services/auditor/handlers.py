@@ -18,6 +18,7 @@ from services.auditor.audit import chain
 from services.auditor.history import Arrival, Position
 from services.auditor.ledger import Appended, append
 from services.backbone.consumer import Received
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import PoisonError
 from services.backbone.postgres import Connection
 
@@ -42,6 +43,8 @@ class Handlers:
                 await _persist(connection, appended)
             except ValueError as error:
                 raise PoisonError(f"the ledger cannot say it in canonical JSON: {error}") from error
+            crash_point("before_events_commit")
+        crash_point("after_events_commit")
         stale = sum(event.stale is not None for event in appended.events)
         log.info("events_stored", events=len(appended.events), of=len(batch), stale=stale, audit=len(appended.entries))
 
@@ -64,6 +67,8 @@ class Handlers:
             await store.insert_lines(connection, lines)
             await store.insert_points(connection, points)
             await store.insert_unread(connection, unread)
+            crash_point("before_output_commit")
+        crash_point("after_output_commit")
         log.info("output_stored", lines=len(lines), points=len(points), unread=len(unread))
 
 
@@ -89,6 +94,7 @@ async def _persist(connection: Connection, appended: Appended) -> None:
         return
     await store.insert_events(connection, appended.events)
     await store.save_histories(connection, appended.histories)
+    crash_point("before_audit_entries")
     if appended.entries:
         await store.insert_entries(connection, chain(await store.lock_head(connection), appended.entries))
 

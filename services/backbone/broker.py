@@ -16,6 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from schemas.topics import Topic
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import TransientError, is_transient
 from services.backbone.health import Health
 from services.backbone.kafka import client_options
@@ -55,6 +56,7 @@ class Broker:
             if await until_it_works("postgres", lambda found=found: self._lock(found)):  # type: ignore[misc]
                 self.cluster_id = found
                 self._health.ok(PART, f"cluster {found}")
+                crash_point("after_cluster_joined")
                 return found
             told = f"Kafka cluster {found} answers, which this database does not speak of: runyard replay --open-runs"
             self._health.failing(PART, told)

@@ -21,6 +21,7 @@ from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLS
 from prometheus_client import Counter
 
 from schemas.cloudevents import CloudEvent, MalformedEvent, UnknownEvent, decode
+from services.backbone.crash_points import crash_point
 from services.backbone.dead_letters import DeadLetters
 from services.backbone.errors import TransientError, is_poison, is_transient
 from services.backbone.health import Health
@@ -252,9 +253,11 @@ class Consumer:
         ends: dict[Partition, int] = {}
         for record in records:
             ends[Partition(record.topic, record.partition)] = record.offset + 1
+        crash_point("before_offset_commit")
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT_S):  # aiokafka tries for ever, also where the topic is gone
                 await self._consumer.commit(ends)
+            crash_point("after_offset_commit")
         except (CommitFailedError, IllegalStateError) as error:  # partitions moved on: the new owner handles them again
             log.info("commit_superseded", consumer=self._subscription.name, error=repr(error))
         except (KafkaError, TimeoutError) as error:  # uncommitted is only handled again

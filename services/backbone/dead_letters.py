@@ -17,6 +17,7 @@ from schemas.cloudevents import CloudEvent, encode
 from schemas.events import MessageRefused
 from schemas.ids import event_id
 from schemas.topics import DEAD_LETTERS
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import TooMuchPoison
 from services.backbone.publisher import Outgoing, Publisher
 
@@ -50,7 +51,9 @@ class DeadLetters:
             TooMuchPoison: this was one too many; it was set aside all the same.
             PublishFailed: the letter may not be there; refuse again.
         """
+        crash_point("before_dead_letter_publish")
         await self._publisher.publish([_letter(record, reason, self._consumer)])
+        crash_point("after_dead_letter_publish")
         REFUSED.labels(self._consumer, record.topic).inc()
         place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
         log.error("message_refused", reason=reason, consumer=self._consumer, **place)

@@ -3,10 +3,12 @@
 Owns keys and streaming; never knows what the bytes mean. Writes become visible whole or not at all.
 """
 
+import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -15,9 +17,12 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import ObjectExists, ObjectMissing, ObjectUnavailable
 
 CHUNK_BYTES = 1 << 20
+STAGED = re.compile(r".+#\d+")
+"""How a local store names a file while it is written (`LocalStore` of the object_store crate); no listing shows it."""
 
 
 class TooLarge(Exception):
@@ -50,7 +55,8 @@ class Objects:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._store: ObjectStore = LocalStore(Path(parts.path), mkdir=True) if parts.scheme == "file" else from_url(url)
+        self._folder = Path(parts.path) if parts.scheme == "file" else None
+        self._store: ObjectStore = LocalStore(self._folder, mkdir=True) if self._folder else from_url(url)
 
     async def store_content(self, chunks: AsyncIterator[bytes], max_bytes: int) -> StoredObject:
         """Store a stream under its digest.
@@ -73,7 +79,9 @@ class Objects:
 
         try:
             await obstore.put_async(self._store, upload, counted())
+            crash_point("before_content_rename")
             await obstore.rename_async(self._store, upload, content_key(digest.hexdigest()))
+            crash_point("after_content_rename")
         except BaseError as error:
             raise ObjectUnavailable(str(error)) from error
         return StoredObject(digest.hexdigest(), size)
@@ -155,3 +163,22 @@ class Objects:
             return None
         except BaseError as error:
             raise ObjectUnavailable(str(error)) from error
+
+    async def remove_unfinished(self, before: datetime) -> int:
+        """Remove what processes that were killed have written half, if it was last written before a time.
+
+        Only a local folder keeps such files; a bucket's unfinished uploads are ended by its own lifecycle rule.
+        """
+        return 0 if self._folder is None else await asyncio.to_thread(_remove_staged, self._folder, before)
+
+
+def _remove_staged(folder: Path, before: datetime) -> int:
+    removed = 0
+    for path in folder.rglob("*#*"):
+        try:
+            if STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                path.unlink()
+                removed += 1
+        except FileNotFoundError:
+            continue  # its writer has finished just now
+    return removed

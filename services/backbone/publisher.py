@@ -14,6 +14,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import PublishFailed
 from services.backbone.kafka import MAX_RECORD_BYTES
 
@@ -85,6 +86,7 @@ class Publisher:
                     )
                     for record in records
                 ]
+                crash_point("before_acknowledgement")
                 await asyncio.gather(*pending)
         except MessageSizeTooLargeError:
             raise  # a bug of ours: the same bytes will never fit

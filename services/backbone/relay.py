@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import asyncpg
 import structlog
 
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import is_transient
 from services.backbone.health import Health
 from services.backbone.outbox import OutboxRow, mark_sent, unsent
@@ -59,6 +60,7 @@ class Relay:
             while not await self._lock(connection):
                 self._health.ok("relay", "another instance relays")
                 await asyncio.sleep(POLL_S)
+            crash_point("after_relay_lock")
             while True:
                 await self._relay_all(connection)
                 self._health.ok("relay")
@@ -84,11 +86,15 @@ class Relay:
 
     async def _relay_all(self, connection: asyncpg.Connection) -> None:
         while rows := await unsent(connection, BATCH_ROWS):
+            crash_point("after_outbox_read")
             await self._send(connection, [row for row in rows if row.topic == self._first_topic])
+            crash_point("after_first_topic_sent")
             await self._send(connection, [row for row in rows if row.topic != self._first_topic])
 
     async def _send(self, connection: asyncpg.Connection, rows: Sequence[OutboxRow]) -> None:
         if rows:
             await self._publisher.publish(rows)
+            crash_point("after_outbox_publish")
             await mark_sent(connection, [row.id for row in rows])
+            crash_point("after_outbox_marked")
             log.debug("relayed", outbox=self._schema, rows=len(rows))

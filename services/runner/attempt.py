@@ -13,6 +13,7 @@ from schemas.events import RunQueued
 from schemas.parts import Usage
 from schemas.reason import Reason, RunStatus
 from services.backbone.broker import BrokerReplaced
+from services.backbone.crash_points import crash_point
 from services.runner import events, folder
 from services.runner.artifact import Collected, Collection, Limits, NoArtifact, collect
 from services.runner.errors import EngineRefused, EngineUnavailable
@@ -71,6 +72,7 @@ class Attempt:
                 conclusion = self._conclude(None, NoArtifact())
             else:
                 state = await self._watch(state)
+                crash_point("after_container_over")
                 conclusion = await self._conclude_with_artifact(state)
         except GivenUp as problem:
             conclusion = problem.lost
@@ -98,7 +100,9 @@ class Attempt:
         if state is not None and not was_running:
             started_at = state.started_at or now()
             event = events.run_started(self._pen, state.container_id, started_at)
+            crash_point("before_start_journaled")
             self._around.journal.record_start(self._entry.ref, state.container_id, started_at, event)
+            crash_point("after_start_journaled")
             self._around.changed()
             self._log.info("run_started", container_id=state.container_id)
         return state
@@ -112,6 +116,7 @@ class Attempt:
 
     def _on_timeout(self) -> None:
         cause = self._around.journal.set_cause(self._entry.ref, Cause.TIMEOUT)
+        crash_point("after_timeout_journaled")
         self._log.info("run_timed_out", cause=cause)
 
     async def _conclude_with_artifact(self, state: ContainerState | None) -> Conclusion:
@@ -140,9 +145,11 @@ class Attempt:
             found = await asyncio.to_thread(take)
         except OSError as problem:
             raise GivenUp(Lost(Reason.DISK_FULL, f"the artifact could not be copied: {problem.strerror}")) from problem
+        crash_point("after_artifact_collected")
         if isinstance(found, Collected):
             store = self._around.supplies.objects.store_file
             await patiently(lambda: store(found.path, found.sha256), Reason.UPLOAD_FAILED, UPLOAD_PATIENCE_S)
+            crash_point("after_artifact_upload")
         return found
 
     def _end(self, conclusion: Conclusion, state: ContainerState | None) -> None:
@@ -151,7 +158,9 @@ class Attempt:
             event = events.run_ended(self._pen, conclusion, aftermath)
         elif isinstance(conclusion, Lost):
             event = events.attempt_lost(self._pen, conclusion, aftermath.ended_at)
+        crash_point("before_end_journaled")
         self._around.journal.record_end(self._entry.ref, now(), event)
+        crash_point("after_end_journaled")
         self._around.changed()
         reason = getattr(conclusion, "reason", None)
         self._log.info("attempt_ended", conclusion=type(conclusion).__name__, reason=reason)
@@ -171,8 +180,11 @@ class Attempt:
         """Remove container and folder; what cannot be removed now is swept later."""
         name, path = self._setting_up.name, self._setting_up.folder.path
         try:
+            crash_point("before_container_removal")
             await self._around.engine.ask(lambda engine: engine.remove(name), CLEAN_UP_PATIENCE_S)
+            crash_point("after_container_removal")
             await asyncio.to_thread(folder.remove, path)
+            crash_point("after_folder_removal")
         except (EngineUnavailable, EngineRefused, OSError) as problem:
             self._log.warning("clean_up_failed", error=str(problem))
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from schemas.parts import PinnedObject
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import TransientError
 from services.backbone.objects import Objects, content_key
 
@@ -77,7 +78,9 @@ class Cache:
             with part.open("xb") as target:
                 await self._download(pinned, target)
             part.chmod(READ_ONLY)
+            crash_point("before_cache_rename")
             part.rename(path)
+            crash_point("after_cache_rename")
         finally:
             part.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ Never gives up and never changes a byte: an end that was journaled is told, if i
 import asyncio
 from dataclasses import dataclass, field
 
+from services.backbone.crash_points import crash_point
 from services.backbone.publisher import Publisher
 from services.backbone.retry import until_it_works
 from services.runner.journal import Journal
@@ -35,6 +36,9 @@ class Delivery:
         waiting = self.journal.unpublished()
         if not waiting:
             return False
+        crash_point("before_events_publish")
         await self.publisher.publish([item.event for item in waiting])
+        crash_point("after_events_publish")
         self.journal.mark_published(item.position for item in waiting)
+        crash_point("after_events_marked")
         return True

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from schemas.topics import DISPATCH
 from services.backbone.consumer import Consumer
+from services.backbone.crash_points import crash_point
 from services.runner.heartbeat import Heart
 
 
@@ -46,6 +47,7 @@ class Dispatch:
             consumer = self.consumer()
             reading = group.create_task(consumer.run())
             await consumer.wait_until_caught_up()
+            crash_point("after_dispatch_caught_up")
             self.may_start.set()
             await self.heart.cut_off.wait()
             self.may_start.clear()

@@ -15,6 +15,7 @@ from schemas.events import RunQueued, RunRevoked
 from schemas.parts import RunAttempt
 from schemas.reason import Reason, status_of
 from services.backbone.consumer import Received
+from services.backbone.crash_points import crash_point
 from services.runner.events import Aftermath, Pen, run_ended
 from services.runner.journal import Journal, State
 from services.runner.outcome import Cause, Ended
@@ -34,8 +35,10 @@ class Handlers:
     def on_run_queued(self, queued: RunQueued, traceparent: str | None) -> None:
         """Take the run; one that was taken before is let alone, or its end is told again."""
         ref = RunAttempt(run_id=queued.run_id, attempt=queued.attempt)
+        crash_point("before_attempt_journaled")
         if self.journal.accept(queued, traceparent):
             log.info("run_accepted", run_id=ref.run_id, attempt=ref.attempt)
+        crash_point("after_attempt_journaled")
         entry = self.journal.entry(ref)
         if entry is not None and entry.state is not State.ENDED:
             self.roster.launch(entry)
@@ -51,8 +54,12 @@ class Handlers:
         if cause is Cause.USER_REQUEST:
             ended = Ended(status_of(Reason.USER_REQUEST), Reason.USER_REQUEST, "stopped on request")
             told = run_ended(Pen(self.journal.runner_id, ref, traceparent), ended, Aftermath(ended_at=now))
-        if not self.journal.refuse(ref, cause, now, told):
+        if self.journal.refuse(ref, cause, now, told):
+            crash_point("after_refusal_journaled")
+        else:
+            crash_point("before_cause_journaled")
             counts = self.journal.set_cause(ref, cause)
+            crash_point("after_cause_journaled")
             log.info("run_revoked", run_id=ref.run_id, attempt=ref.attempt, cause=counts)
             self.roster.stop(ref)
             self._tell_end_again(ref)

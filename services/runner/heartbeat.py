@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from schemas.parts import Capacity, RunAttempt, Runtime
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import PublishFailed
 from services.backbone.health import Health
 from services.backbone.publisher import Publisher
@@ -66,8 +67,10 @@ class Heart:
     async def _beat(self, offer: Offer) -> None:
         now = datetime.now(UTC)
         event = runner_heartbeat(self.journal.runner_id, self.journal.next_beat(), self._announcement(offer, now), now)
+        crash_point("after_beat_counted")
         try:
             await self.publisher.publish([event])
+            crash_point("after_heartbeat_publish")
         except PublishFailed as error:
             log.warning("heartbeat_failed", error=str(error))
             self.health.failing(PART, str(error))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from schemas.events import RunQueued
 from schemas.parts import RunAttempt
+from services.backbone.crash_points import crash_point
 from services.runner.events import Outgoing
 from services.runner.outcome import Cause
 
@@ -241,6 +242,7 @@ class Journal:
         done = self._sql.execute(
             "UPDATE outbox SET published = 0 WHERE run_id = ? AND attempt = ? AND is_end", (ref.run_id, ref.attempt)
         )
+        crash_point("after_end_put_back")
         return done.rowcount > 0
 
     def forget(self, before: datetime) -> None:

@@ -15,6 +15,7 @@ import structlog
 from schemas.topics import DISPATCH, TOPICS
 from services.backbone.broker import BrokerReplaced, cluster_id, cluster_with, watch
 from services.backbone.consumer import Consumer, Subscription
+from services.backbone.crash_points import crash_point
 from services.backbone.health import Health, serve_health
 from services.backbone.kafka import client_options
 from services.backbone.objects import Objects
@@ -86,6 +87,7 @@ class Runner:
         cluster = await cluster_with(self.settings, TOPICS)
         if not self.journal.adopt_cluster(cluster):
             raise BrokerReplaced(f"cluster {cluster} has not heard of this runner's attempts")
+        crash_point("after_cluster_adopted")
         self.roster.around.may_tell.set()
         runner_id = self.journal.runner_id
         offered = await self.engine.ask(lambda _: runtimes())

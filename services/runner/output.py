@@ -14,6 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from schemas.parts import LogLine, MetricPoint, RunAttempt
+from services.backbone.crash_points import crash_point
 from services.backbone.publisher import Publisher
 from services.backbone.retry import until_it_works
 from services.runner.events import Outgoing, Pen, logs_appended, metrics_reported
@@ -147,8 +148,10 @@ class OutputPublisher:
         sent = self.batches.sent
         while (batch := self.batches.take()) is not None:
             self.journal.begin_output(self.pen.ref, sent, batch.last)
+            crash_point("after_output_promised")
             events = events_of(batch, self.pen, self.clock())
             await until_it_works("kafka", partial(self.publisher.publish, events))
+            crash_point("after_output_publish")
             sent = batch.last
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import structlog
 
 from schemas.events import RunQueued
+from services.backbone.crash_points import crash_point
 from services.backbone.publisher import Publisher
 from services.runner import folder
 from services.runner.engine import Engine
@@ -104,7 +105,9 @@ class SettingUp:
             self._check()
         except Stopped:
             return None
+        crash_point("before_container_start")
         await self._ask(lambda engine: engine.start(self.name))
+        crash_point("after_container_start")
         state = await self._ask(lambda engine: engine.inspect(self.name))
         if state is None:
             raise EngineRefused("the container went away")
@@ -121,7 +124,9 @@ class SettingUp:
                 await asyncio.to_thread(lay_out)
             except ValueError as error:
                 raise EngineRefused(str(error)) from error
+        crash_point("before_container_create")
         await self._ask(lambda engine: engine.create(self._sandbox_spec(image)))
+        crash_point("after_container_create")
 
     async def _image(self) -> str:
         engine = self._around.engine

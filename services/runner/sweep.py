@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from schemas.parts import RunAttempt
+from services.backbone.crash_points import crash_point
 from services.runner import folder
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
@@ -47,9 +48,11 @@ class Sweep:
             if RunAttempt(run_id=container.run_id, attempt=container.attempt) not in unfinished:
                 log.info("container_swept", run_id=container.run_id, attempt=container.attempt)
                 await self._remove_container(container.name)
+                crash_point("after_container_swept")
         for path in folders:
             if path.name not in needed:
                 await self._remove_folder(path)
+                crash_point("after_folder_swept")
         self.journal.forget(datetime.now(UTC) - JOURNAL_KEPT)
 
     def _folders(self) -> list[Path]:

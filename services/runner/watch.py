@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, repeat
 
+from services.backbone.crash_points import crash_point
 from services.runner.errors import EngineRefused
 from services.runner.following import Following
 from services.runner.output import OutputPublisher
@@ -59,9 +60,13 @@ class Watch:
         except TimeoutError:
             self.on_timeout()
         else:
+            crash_point("before_terminate")
             await engine.ask(lambda sandbox: sandbox.terminate(self.name))
+            crash_point("after_terminate")
             await asyncio.sleep(self.around.limits.grace_s + MARGIN_S)
+        crash_point("before_backstop_kill")
         await engine.ask(lambda sandbox: sandbox.kill(self.name))
+        crash_point("after_backstop_kill")
 
     async def _follow_until_over(self) -> ContainerState | None:
         """Follow the log, again from its beginning whenever the stream broke, until it was read after the end."""

@@ -11,6 +11,7 @@ import asyncpg
 from schemas.cloudevents import CloudEvent
 from schemas.events import RunFact
 from services.backbone.consumer import Received
+from services.backbone.crash_points import crash_point
 from services.scheduler import store
 from services.scheduler.folding import begun, fold
 
@@ -32,3 +33,5 @@ class Folds:
             known = await store.lock_runs(connection, run_ids)
             await store.save_runs(connection, list(fold(known, facts).values()))
             await store.wake_leader(connection)
+            crash_point("before_queue_commit")
+        crash_point("after_queue_commit")

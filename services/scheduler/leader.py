@@ -10,6 +10,7 @@ import contextlib
 import asyncpg
 import structlog
 
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import is_transient
 from services.backbone.health import Health
 from services.backbone.postgres import open_connection
@@ -56,6 +57,7 @@ class Leader:
             while not await store.try_lock(connection):
                 self._health.ok(PART, "another instance leads")
                 await asyncio.sleep(self._settings.tick_s)
+            crash_point("after_leader_lock")
             await self._lead(connection)
         finally:
             with contextlib.suppress(OSError, asyncpg.InterfaceError, TimeoutError):
@@ -64,6 +66,7 @@ class Leader:
     async def _lead(self, connection: asyncpg.Connection) -> None:
         settings = self._settings
         epoch = await store.begin_epoch(connection)
+        crash_point("after_epoch_begun")
         log.info("leads", epoch=epoch)
         roster = Roster(epoch, settings.lease_s, settings.heartbeat_s)
         term = Term(epoch, roster, settings.max_attempts, settings.heartbeat_s)

@@ -17,6 +17,7 @@ from schemas.cloudevents import CloudEvent, encode
 from schemas.events import RunnerHeartbeat, SchedulerBeacon, SchedulerLoad
 from schemas.topics import RUNNERS, address_of
 from services.backbone.consumer import Consumer, Received, Subscription
+from services.backbone.crash_points import crash_point
 from services.backbone.errors import is_transient
 from services.backbone.health import Health
 from services.backbone.outbox import sweep
@@ -148,6 +149,7 @@ class Leading:
         topic, key = address_of(event.data)
         try:
             await self._publisher.publish([Outgoing(topic.name, key, *encode(event))])
+            crash_point("after_announcement_publish")
         except Exception as error:
             if not is_transient(error):
                 raise

@@ -12,6 +12,7 @@ import structlog
 
 from schemas.events import SchedulerLoad
 from schemas.parts import Compute
+from services.backbone.crash_points import crash_point
 from services.backbone.postgres import Connection
 from services.scheduler import store
 from services.scheduler.effects import Decision, QueueAgain, RevokeAgain, effect_of
@@ -87,6 +88,8 @@ async def persist(
         pairs = [(each, effect_of(each, runs.get(each.run_id), partitions, now)) for each in decisions]
         settled_s = (PATIENCE_BEATS - 1) * term.heartbeat_s
         await store.write_effects(connection, [effect for _, effect in pairs if effect], settled_s)
+        crash_point("before_decisions_commit")
+    crash_point("after_decisions_commit")
     for decision, effect in pairs:
         if effect:
             log.info("decided", decision=type(decision).__name__, run_id=decision.run_id, attempt=decision.attempt)

@@ -51,6 +51,8 @@ SIGNALLED = {137, 143}
 SLACK_S = 3.0
 """How far two stamps of one moment may lie apart on a busy machine."""
 CHUNK_BYTES = 1 << 20
+DEAD = {"killed", "halted"}
+"""A runner that is dead kills nothing; when it is back it may, before it says that it is ready, obey a revocation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ def nothing_is_unsent_or_unstored(evidence: Evidence) -> Iterator[str]:
     for outbox, rows in evidence.unsent.items():
         if rows:
             yield f"{rows} rows of {outbox} are unsent"
-    on_topic = {record.event_id for record in evidence.records if record.topic == "runyard.runs"}
+    on_topic = {record.event_id for record in evidence.records if record.topic == "runyard.runs"} - {""}
     stored = {event.event_id for event in evidence.stored}
     of_this_broker = {event.event_id for event in evidence.stored if event.epoch == evidence.broker_epoch}
     if missing := on_topic - stored:
@@ -357,7 +359,11 @@ def _died_of_silence(evidence: Evidence, lifetime: Lifetime, stopped: set[str | 
     limit_s = next((told.timeout_s for told in evidence.accepted if told.run_id == lifetime.run_id), None)
     if limit_s is not None and lifetime.ended - lifetime.started >= limit_s - SLACK_S:
         return
-    away = [outage for outage in _cut_off(evidence, lifetime) if outage.began < lifetime.ended < outage.ended]
+    away = [
+        outage
+        for outage in _cut_off(evidence, lifetime)
+        if outage.began < lifetime.ended < outage.ended and (outage.part == "kafka" or outage.how not in DEAD)
+    ]
     engine = [
         outage
         for outage in evidence.outages

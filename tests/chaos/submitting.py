@@ -40,7 +40,6 @@ SCRIPTS: dict[str, str] = {
 WEIGHTS = {"model": 8, "talks": 4, "no_artifact": 3, "secret": 3, "fails": 3, "times_out": 2, "long": 2, "cancelled": 2}
 TIMEOUTS_S = {"times_out": 6, "cancelled": 60}
 DEFAULT_TIMEOUT_S = 60
-COMPUTE = {"cpu_cores": 1, "memory_gb": 1}
 REQUEST_TIMEOUT_S = 10.0
 RETRY_S = 0.2
 OK, REPEATABLE = range(200, 300), (429, 500, 502, 503, 504)
@@ -80,6 +79,7 @@ class Order:
     script: str
     variables: Mapping[str, str]
     cancel_after_s: float | None = None
+    cpu_cores: int = 1
 
     @property
     def timeout_s(self) -> int:
@@ -140,7 +140,7 @@ class Submitter:
         told = await self._train(order, await self.prepare(order))
         if told.outcome == "accepted" and order.cancel_after_s is not None:
             await asyncio.sleep(order.cancel_after_s)
-            await self._cancel(order, told)
+            await self.cancel(order, told)
         return told
 
     async def get(self, path: str) -> httpx.Response:
@@ -151,7 +151,8 @@ class Submitter:
         body = {"name": f"chaos {order.number}", "model_type": "custom", "dataset_id": await self._dataset()}
         made = await self._persistently("/api/v1/models", f"{order.key}-model", order, json=body)
         model_id = str(made.json()["model_id"])
-        files = {"file": ("train.py", SCRIPTS[order.script].encode())}
+        script = f"# {order.key}\n{SCRIPTS[order.script]}"  # of its own, so that it is in no cache
+        files = {"file": ("train.py", script.encode())}
         path = f"/api/v1/models/{model_id}/assets"
         await self._persistently(path, f"{order.key}-asset", order, files=files, data={"asset_type": "script"})
         return model_id
@@ -176,14 +177,15 @@ class Submitter:
         body = {
             "entry_point": "train.py",
             "runtime": "python3.11",
-            "compute": COMPUTE,
+            "compute": {"cpu_cores": order.cpu_cores, "memory_gb": 1},
             "timeout_seconds": order.timeout_s,
             "environment_vars": dict(order.variables),
         }
         answer = await self._persistently(f"/api/v1/models/{model_id}/custom/train", order.key, order, json=body)
         return self._note(order, model_id, answer)
 
-    async def _cancel(self, order: Order, told: Told) -> None:
+    async def cancel(self, order: Order, told: Told) -> None:
+        """Ask for a run to be stopped, and write down that it was asked."""
         path = f"/api/v1/models/{told.model_id}/runs/{told.run_id}/cancel"
         self.book.write(Told(time.time(), "cancelling", f"{order.key}-cancel", run_id=told.run_id))
         await self._persistently(path, f"{order.key}-cancel", order, json={})

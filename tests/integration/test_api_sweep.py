@@ -62,6 +62,7 @@ async def test_an_artifact_whose_end_is_still_on_its_way_is_left_alone(scene: Sc
     model_id = await scene.model()
     run_id = await scene.accepted(model_id)
     artifact = await scene.artifact(b"weights")
+    age(scene, timedelta(minutes=9))  # the object store's clock need not be the api's
     await scene.sweeper.sweep(datetime.now(UTC) + 30 * DAY)
     assert artifact.sha256 in contents(scene)
     await scene.succeed(run_id, artifact)
@@ -98,3 +99,14 @@ async def test_keys_and_sent_events_go_after_seven_days_and_unsent_ones_stay(sce
     )
     await scene.sweeper.sweep(datetime.now(UTC))
     assert await scene.outbox() == [f"{other}/training_requested"]
+
+
+async def test_an_upload_that_a_crash_cut_off_goes_a_day_later(scene: Scene) -> None:
+    uploads = scene.objects_folder / "uploads"
+    uploads.mkdir()
+    (uploads / "cut-off#1").write_bytes(b"half")
+    await scene.sweeper.sweep(datetime.now(UTC))
+    assert [path.name for path in uploads.iterdir()] == ["cut-off#1"]
+    age(scene, DAY + timedelta(minutes=1))
+    await scene.sweeper.sweep(datetime.now(UTC))
+    assert list(uploads.iterdir()) == []

@@ -1,7 +1,10 @@
 """Protects the object store: content by digest, whole or not at all, bounded."""
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,30 @@ async def test_a_value_is_put_replaced_and_deleted_once_or_twice(objects: Object
     await objects.delete("variables/run-a")
     with pytest.raises(ObjectMissing):
         await objects.get("variables/run-a")
+
+
+DIES_HALF_WAY = """
+import asyncio, os, signal, sys
+from services.backbone.objects import Objects
+
+async def chunks():
+    for chunk in range(64):
+        yield b"x" * (1 << 20)
+        if chunk == 32:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(Objects(sys.argv[1]).store_content(chunks(), 1 << 30))
+"""
+
+
+async def test_what_a_killed_process_has_written_half_is_found_and_removed(objects: Objects, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    died = subprocess.run([sys.executable, "-c", DIES_HALF_WAY, url], check=False)  # noqa: ASYNC221 - it is quick
+    assert died.returncode == -9
+    await objects.put("variables/whole", b"whole")
+    left = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert len(left) == 2
+    now = datetime.now(UTC)
+    assert await objects.remove_unfinished(now - timedelta(days=1)) == 0
+    assert await objects.remove_unfinished(now + timedelta(days=1)) == 1
+    assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == ["whole"]

@@ -103,7 +103,7 @@ class World:
     """The clock, the dice and the tasks."""
 
     def __init__(self, seed: int, *, traced: bool = False) -> None:
-        self.random = Random(seed)  # noqa: S311 - a seed that replays is the point
+        self.random = Random(seed)
         self.faults = Faults.drawn(self.random)
         self.now = 0.0
         self.steps = 0
