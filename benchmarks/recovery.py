@@ -21,12 +21,13 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.harness import Chaos, ChaosOptions, chaos_system
+from tests.chaos.harness import RUNNERS, Chaos, ChaosOptions, chaos_system
 from tests.chaos.submitting import Book, Order, Submitter
 
 POLL_S = 0.02
 GIVE_UP_S = 180.0
 HEARTBEAT_S, LEASE_S = 5.0, 60.0
+CORES_OF_THE_LARGE_ONE, CORES_OF_THE_SMALL_ONE = 4, 1
 NOT_QUEUED = {"starting", "running", "succeeded"}
 STARTED = {"running", "succeeded"}
 
@@ -39,10 +40,10 @@ class Scene:
     client: Submitter
     numbers: "count[int]"
 
-    async def prepared(self, script: str = "no_artifact") -> Order:
+    async def prepared(self, script: str = "no_artifact", cpu_cores: int = 1) -> Order:
         """Make a model that can be trained at once."""
         number = next(self.numbers)
-        order = Order(number, f"recovery-{number}", script, {})
+        order = Order(number, f"recovery-{number}", script, {}, cpu_cores=cpu_cores)
         await self.client.prepare(order)
         return order
 
@@ -85,14 +86,12 @@ async def scheduler(scene: Scene) -> float:
 
 
 async def runner(scene: Scene) -> float:
-    """Until a run that is submitted now has started on that runner, the only one (RunStarted)."""
-    order = await scene.prepared()
-    with scene.chaos.holding("runner-2"):
-        scene.chaos.services["runner-2"].kill()
-        began = time.monotonic()
-        scene.chaos.services["runner"].kill()
-        await scene.run_until(order, STARTED)
-        return time.monotonic() - began
+    """Until a run that is submitted now has started on that runner, the only one that is large enough (RunStarted)."""
+    order = await scene.prepared(cpu_cores=CORES_OF_THE_LARGE_ONE)
+    began = time.monotonic()
+    scene.chaos.services["runner"].kill()
+    await scene.run_until(order, STARTED)
+    return time.monotonic() - began
 
 
 async def auditor(scene: Scene) -> float:
@@ -126,14 +125,13 @@ async def kafka(scene: Scene) -> float:
 
 async def runner_lost(scene: Scene) -> float:
     """A runner that does not come back: until its run has started on another one, as attempt 2 (lease 60 s)."""
-    order = await scene.prepared("cancelled")
-    with scene.chaos.holding("runner"), scene.chaos.holding("runner-2"):
-        scene.chaos.services["runner-2"].kill()
-        path = await scene.run_until(order, {"running"})
-        scene.chaos.held.discard("runner-2")
-        await scene.chaos.ready("runner-2")
+    chaos = scene.chaos
+    path = await scene.run_until(await scene.prepared("cancelled"), {"running"})
+    run_id = path.rpartition("/")[2]
+    [holder] = [name for name in RUNNERS if run_id in chaos.services[name].log_path.read_text()]
+    with chaos.holding(holder):
         began = time.monotonic()
-        scene.chaos.services["runner"].kill()
+        chaos.services[holder].kill()
         await scene.until(path, lambda run: run["attempt"] == 2 and run["status"] in STARTED)
         return time.monotonic() - began
 
@@ -153,7 +151,10 @@ MEASURES: dict[str, tuple[Measure, int]] = {
 async def measure(names: list[str], say: Callable[[str], None]) -> Table:
     """Measure some of the parts on one system; a pause of random length between lets heartbeats fall anywhere."""
     table = Table("killed", "works again when", "n", "p50 s", "max s", title="Time to resume after kill -9")
-    options = ChaosOptions(heartbeat_s=HEARTBEAT_S, lease_s=LEASE_S)
+    small = {"runner-2": {"RUNYARD_RUNNER_CPU_CORES": str(CORES_OF_THE_SMALL_ONE)}}
+    options = ChaosOptions(
+        heartbeat_s=HEARTBEAT_S, lease_s=LEASE_S, cpu_cores=CORES_OF_THE_LARGE_ONE, environment_of=small
+    )
     with tempfile.TemporaryDirectory(prefix="runyard-recovery-") as folder:
         async with chaos_system(Path(folder) / "data", options) as chaos:
             token = chaos.token()
@@ -166,8 +167,8 @@ async def measure(names: list[str], say: Callable[[str], None]) -> Table:
                 for _ in range(times):
                     await asyncio.sleep(random.uniform(0.5, HEARTBEAT_S))  # noqa: S311 - no secret
                     taken.append(await measured(scene))
+                    say(f"{name}: {taken[-1]:.2f} s")
                     await chaos.ready()
-                say(f"{name}: {', '.join(f'{seconds:.2f}' for seconds in taken)}")
                 figures = (f"{statistics.median(taken):.1f}", f"{max(taken):.1f}")
                 table.add_row(name, (measured.__doc__ or "").rstrip("."), str(times), *figures)
             await client.close()

@@ -18,6 +18,7 @@ import requests.exceptions
 import urllib3.exceptions
 
 from tests.chaos.evidence import Lifetime, Place
+from tests.chaos.private_engine import listens
 
 RUN, ATTEMPT, RUNNER = "runyard.run_id", "runyard.attempt", "runyard.runner_id"
 INSPECT_EVERY_S = 0.5
@@ -62,6 +63,8 @@ class Observer:
             return [Place(f"docker inspect {name[:12]}", content) for name, content in self._inspected.items()]
 
     def _connect(self) -> docker.DockerClient:
+        if not listens(self._docker_host):
+            raise ConnectionRefusedError(self._docker_host)
         if self._docker_host is None:
             return docker.from_env(timeout=10)
         return docker.DockerClient(base_url=self._docker_host, version="auto", timeout=10)
@@ -72,8 +75,11 @@ class Observer:
                 since = self._since_ns / 1e9
                 filters = {"type": "container", "label": RUN}
                 self._following = client.api.events(since=cast("int", f"{since:.9f}"), decode=True, filters=filters)
-                for event in self._following:
-                    self._on_event(event)
+                try:
+                    for event in self._following:
+                        self._on_event(event)
+                finally:
+                    self._following._response.close()  # else the garbage collector closes it
             self._stopping.wait(0.1)
 
     def _on_event(self, event: dict[str, Any]) -> None:

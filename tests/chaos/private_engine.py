@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -138,6 +139,8 @@ class PrivateEngine:
             raise ServerFailed(f"dockerd did not answer:\n{self._process.log_tail()}") from None
 
     def _answers(self) -> bool:
+        if not listens(self.url):
+            return False
         try:
             with contextlib.closing(self.client(5)) as client:
                 return bool(client.ping())
@@ -145,6 +148,8 @@ class PrivateEngine:
             return False
 
     def _remove_containers(self) -> None:
+        if not listens(self.url):
+            return
         with contextlib.closing(self.client()) as client:
             for container in client.containers.list(all=True, ignore_removed=True):
                 with contextlib.suppress(docker.errors.APIError):
@@ -191,6 +196,19 @@ class PrivateEngine:
         """List what is mounted below its folders."""
         points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         return [point for point in points if point.startswith((f"{self.folder}/", f"{self.root}/"))]
+
+
+def listens(url: str | None) -> bool:
+    """Whether somebody listens at an engine's socket; the SDK would leave its own socket open where nobody does."""
+    if url is None:
+        return True
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(url.removeprefix("unix://"))
+        except OSError:
+            return False
+    return True
 
 
 def _path() -> str:

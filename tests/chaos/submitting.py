@@ -40,7 +40,6 @@ SCRIPTS: dict[str, str] = {
 WEIGHTS = {"model": 8, "talks": 4, "no_artifact": 3, "secret": 3, "fails": 3, "times_out": 2, "long": 2, "cancelled": 2}
 TIMEOUTS_S = {"times_out": 6, "cancelled": 60}
 DEFAULT_TIMEOUT_S = 60
-COMPUTE = {"cpu_cores": 1, "memory_gb": 1}
 REQUEST_TIMEOUT_S = 10.0
 RETRY_S = 0.2
 OK, REPEATABLE = range(200, 300), (429, 500, 502, 503, 504)
@@ -80,6 +79,7 @@ class Order:
     script: str
     variables: Mapping[str, str]
     cancel_after_s: float | None = None
+    cpu_cores: int = 1
 
     @property
     def timeout_s(self) -> int:
@@ -177,7 +177,7 @@ class Submitter:
         body = {
             "entry_point": "train.py",
             "runtime": "python3.11",
-            "compute": COMPUTE,
+            "compute": {"cpu_cores": order.cpu_cores, "memory_gb": 1},
             "timeout_seconds": order.timeout_s,
             "environment_vars": dict(order.variables),
         }

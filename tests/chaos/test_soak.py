@@ -1,10 +1,16 @@
 """Breaks a whole system for a minute, every kind of fault at least once, and checks every promise afterwards."""
 
+import gc
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
+import pytest
+
+from tests.chaos import private_engine
 from tests.chaos.faults import ONCE_EACH, plan
-from tests.chaos.soak import in_bursts
+from tests.chaos.invariants import ENDS
+from tests.chaos.soak import SoakOptions, in_bursts, soak
 from tests.chaos.submitting import WEIGHTS, orders
 
 SEED, MINUTES, RUNS_PER_MINUTE = 20260313, 1.15, 27.0
@@ -40,3 +46,19 @@ def test_orders_have_every_script_and_come_in_bursts() -> None:
     spread = in_bursts(Random(7), drawn, 60)
     assert sorted(order.number for _, order in spread) == list(range(31))
     assert len({round(at) for at, _ in spread}) < 31
+
+
+@pytest.mark.timeout(420)
+@pytest.mark.filterwarnings(
+    "ignore:.*unclosed <socket.socket.*family=1,"
+)  # Docker's SDK, where an engine has just died
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket.*family=1,")
+async def test_a_minute_of_every_kind_of_fault_breaks_no_promise(tmp_path: Path) -> None:
+    told: list[str] = []
+    outcome = await soak(SoakOptions(MINUTES, SEED, tmp_path, RUNS_PER_MINUTE), told.append)
+    gc.collect()  # what the SDK left open is closed here, not in somebody else's test
+    assert outcome.violations == [], "\n".join(told)
+    wanted = [what for what in ONCE_EACH if private_engine.possible() or not what.endswith("engine")]
+    assert set(wanted) <= set(outcome.breaker.recoveries)
+    assert len({told.run_id for told in outcome.evidence.accepted}) == round(MINUTES * RUNS_PER_MINUTE)
+    assert {event.type for event in outcome.evidence.stored} >= set(ENDS)
