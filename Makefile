@@ -50,4 +50,4 @@ chaos: ## Break a whole system for MINUTES (10) from a SEED while clients submit
 	@deploy/bootstrap.sh python3.11
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help bootstrap demo up test lint format crash-points benchmark broker-loss chaos
+.PHONY: help bootstrap demo up test lint format benchmark broker-loss chaos crash-points
