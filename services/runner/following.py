@@ -7,6 +7,7 @@ keeps the rest. A stream's end proves nothing about the container: whoever follo
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as NotYet
 from typing import Any
 
@@ -71,6 +72,8 @@ class Following:
                 put.result(LOOK_UP_EVERY_S)
             except NotYet:
                 continue
+            except CancelledError:  # the loop is ending, and cancels whatever waits in it
+                return False
             return True
         if put is not None:
             put.cancel()

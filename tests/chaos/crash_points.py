@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import structlog
+
 from tests.chaos.crash_arming import Armory, Kill, NeverReached, armed_in
 from tests.chaos.crash_places import Place, all_places
 from tests.chaos.crash_scenarios import SCENARIOS, Scenario, covered
@@ -33,6 +35,8 @@ TRIES = 4
 SIDE_BY_SIDE = 4
 LEASE_S = 12.0
 SETTLE_S = 120.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,10 @@ async def campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario] = SC
         stage = Stage(chaos, armory, book, f"canary{secrets.token_hex(16)}")
         observer.start()
         try:
-            wrong = [each for turn in range(rounds) for each in await _round(stage, _begun_at(scenarios, turn * 7))]
+            wrong = []
+            for turn in range(rounds):
+                wrong += await _round(stage, _begun_at(scenarios, turn * 7))
+                log.info("round_played", round=turn + 1, of=rounds, kills=len(armory.kills), wrong=wrong)
             stopped = time.time()
             _let_a_day_pass(chaos)
             if not await at_rest(chaos, book, SETTLE_S):

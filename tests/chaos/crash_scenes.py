@@ -70,9 +70,8 @@ async def eventually(what: str, ask: Callable[[], Any]) -> Any:
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 with contextlib.suppress(httpx.HTTPError):
-                    answer = ask()
-                    if asyncio.iscoroutine(answer):
-                        answer = await answer
+                    asked = ask()
+                    answer = await asked if asyncio.iscoroutine(asked) else asked
                     if answer:
                         return answer
                 await asyncio.sleep(POLL_S)
