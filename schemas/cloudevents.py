@@ -4,10 +4,11 @@ Source: the CloudEvents specification 1.0.2 and its Kafka protocol binding. Anyo
 can read what `encode` writes; `decode` is strict about the attributes and tolerant about unknown fields and types.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import get_args
+from typing import Any, NoReturn, get_args
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
@@ -111,14 +112,38 @@ def data_of(kind: str, value: bytes | str) -> AnyEvent:
     """Read the data of an event of a known type, ignoring fields that a newer producer added.
 
     Raises:
-        MalformedEvent: if the JSON is broken or does not fit.
+        MalformedEvent: if the JSON is broken, says a thing twice, or does not fit.
     """
     try:
-        return MODEL_OF[kind].model_validate_json(value, extra="ignore")  # type: ignore[return-value]
+        data = MODEL_OF[kind].model_validate_json(value, extra="ignore")
+        _read_strictly(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "data"
         raise MalformedEvent(f"{kind}: {place}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise MalformedEvent(f"{kind}: data: Invalid JSON: {error}") from error
+    return data  # type: ignore[return-value]
+
+
+def _read_strictly(value: bytes | str) -> None:
+    """Refuse what pydantic lets through: names that stand twice and numbers that are none, at any depth.
+
+    Of two values of one name each parser takes another (RFC 8259, 4; RFC 7493, 2.3 forbids it), and readers of an event
+    must not disagree; NaN and Infinity are no JSON at all.
+    """
+    json.loads(value, object_pairs_hook=_named_once, parse_constant=_no_number)
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:100]!r} stands twice")
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
 
 
 def _attributes(headers: Headers) -> dict[str, str]:

@@ -24,8 +24,16 @@ def estimate_start(load: SchedulerLoad | None, demand: Demand, now: datetime) ->
         now: aware UTC.
 
     Returns:
-        A time not before `now`, or None: nothing heard, no runner that could ever take it, or a queue too long to list.
+        A time not before `now`, or None: nothing heard, no runner that could ever take it, a queue too long to list, or
+        a time that no calendar has.
     """
+    try:
+        return _estimate(load, demand, now)
+    except OverflowError:
+        return None
+
+
+def _estimate(load: SchedulerLoad | None, demand: Demand, now: datetime) -> datetime | None:
     if load is None or load.unlisted_demands:
         return None
     if not any(can_ever_take(runner, demand.compute, demand.runtime) for runner in load.runners):

@@ -220,7 +220,8 @@ class SchedulerLoad(Event):
 class MessageRefused(Event):
     """A message could not be handled and was set aside, with its bytes, its reason and its position.
 
-    Of a value above 512 KiB only the beginning is kept; size and digest are of the whole.
+    Of a value above 512 KiB only the beginning is kept; size and digest are of the whole. `whole` is false where
+    anything was left out, of value, key or headers: the record itself has it for as long as its topic keeps it.
     """
 
     type: Literal["runyard.dead_letter.refused.v1"] = "runyard.dead_letter.refused.v1"
@@ -234,6 +235,17 @@ class MessageRefused(Event):
     value_size_bytes: int | None = Field(default=None, ge=0)
     value_sha256: str | None = None
     headers_base64: tuple[tuple[str, str | None], ...] = ()
+    whole: bool = Field(default=True, exclude_if=bool)
+
+
+class DeadLetterRetried(Event):
+    """An operator had a refused message published again, byte for byte; it now stands at another offset too."""
+
+    type: Literal["runyard.dead_letter.retried.v1"] = "runyard.dead_letter.retried.v1"
+    topic: str
+    partition: int = Field(ge=0)
+    offset: int = Field(ge=0)
+    new_offset: int = Field(ge=0)
 
 
 RunFact = (
@@ -254,8 +266,9 @@ RunFact = (
 DispatchEvent = RunQueued | RunRevoked
 OutputEvent = LogsAppended | MetricsReported
 RunnersEvent = RunnerHeartbeat | SchedulerBeacon
+DeadLettersEvent = MessageRefused | DeadLetterRetried
 
 AnyEvent = Annotated[
-    RunFact | RunRevoked | OutputEvent | RunnersEvent | SchedulerLoad | MessageRefused,
+    RunFact | RunRevoked | OutputEvent | RunnersEvent | SchedulerLoad | DeadLettersEvent,
     Field(discriminator="type"),
 ]

@@ -8,22 +8,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from schemas.cloudevents import CONTENT_TYPE, DATASCHEMA_PREFIX, MODEL_OF
-from schemas.events import DispatchEvent, MessageRefused, OutputEvent, RunFact, RunnersEvent, SchedulerLoad
-from schemas.topics import DEAD_LETTERS, DISPATCH, LOAD, OUTPUT, RUNNERS, RUNS, TOPICS, Topic
+from schemas.topics import TOPICS, TRAVELS_ON, Topic
 
 EXPORTED = Path(__file__).parent / "exported"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-TRAVELS_ON: dict[Topic, tuple[type, ...]] = {
-    RUNS: get_args(RunFact),
-    DISPATCH: get_args(DispatchEvent),
-    OUTPUT: get_args(OutputEvent),
-    RUNNERS: get_args(RunnersEvent),
-    LOAD: (SchedulerLoad,),
-    DEAD_LETTERS: (MessageRefused,),
-}
 
 
 def documents() -> dict[str, dict[str, Any]]:

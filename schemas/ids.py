@@ -4,6 +4,7 @@ Run and model ids are as short as on the endpoint's page and grow when a shorter
 deterministic (UUIDv5, RFC 9562), so that a producer that repeats itself after a crash repeats the same id.
 """
 
+import re
 from datetime import date
 from uuid import UUID, uuid5
 
@@ -11,6 +12,7 @@ EVENT_NAMESPACE = UUID("6f1f4c52-5f0a-5c0e-9d4f-0c1d8a7b2e11")
 """Namespace of every event id of Runyard; it never changes, or repeated events would get new ids."""
 
 RUN_TOKEN_HEX = 6
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 OBJECT_TOKEN_HEX = 8
 
 
@@ -40,6 +42,15 @@ def dataset_id(token: str) -> str:
 def asset_id(token: str) -> str:
     """Name an asset by a lower-case hex token of at least 8 digits."""
     return f"ast-{token}"
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the id of a run or runner: every folder, container, index and row can hold it as it is.
+
+    >>> is_name("run-custom-20260313-f7e2a1"), is_name("../etc"), is_name("run-" + "a" * 125)
+    (True, False, False)
+    """
+    return _NAME.fullmatch(text) is not None
 
 
 def variables_key(run: str) -> str:

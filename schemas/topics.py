@@ -5,15 +5,21 @@ Partition counts are fixed at creation: the order of a run is the order of its p
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import assert_never
+from typing import assert_never, get_args
 
 from schemas.events import (
     AnyEvent,
+    DeadLetterRetried,
+    DeadLettersEvent,
+    DispatchEvent,
     LogsAppended,
     MessageRefused,
     MetricsReported,
+    OutputEvent,
     RunEvent,
+    RunFact,
     RunnerHeartbeat,
+    RunnersEvent,
     RunRevoked,
     SchedulerBeacon,
     SchedulerLoad,
@@ -39,8 +45,22 @@ DEAD_LETTERS = Topic("runyard.dead-letters", partitions=1, retention=timedelta(d
 
 TOPICS: tuple[Topic, ...] = (RUNS, DISPATCH, OUTPUT, RUNNERS, LOAD, DEAD_LETTERS)
 
+TRAVELS_ON: dict[Topic, tuple[type, ...]] = {
+    RUNS: get_args(RunFact),
+    DISPATCH: get_args(DispatchEvent),
+    OUTPUT: get_args(OutputEvent),
+    RUNNERS: get_args(RunnersEvent),
+    LOAD: (SchedulerLoad,),
+    DEAD_LETTERS: get_args(DeadLettersEvent),
+}
+
 BEACON_KEY = "scheduler"
 LOAD_KEY = "load"
+
+
+def belongs_on(event: AnyEvent, topic_name: str) -> bool:
+    """Whether an event may stand on a topic; on a topic that is none of the contract's anything may."""
+    return not any(topic.name == topic_name and type(event) not in types for topic, types in TRAVELS_ON.items())
 
 
 def address_of(event: AnyEvent) -> tuple[Topic, str]:
@@ -60,7 +80,7 @@ def address_of(event: AnyEvent) -> tuple[Topic, str]:
             return RUNNERS, BEACON_KEY
         case SchedulerLoad():
             return LOAD, LOAD_KEY
-        case MessageRefused():
+        case MessageRefused() | DeadLetterRetried():
             return DEAD_LETTERS, event.topic
         case RunEvent():
             return RUNS, event.run_id

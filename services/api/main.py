@@ -24,12 +24,13 @@ from services.backbone.consumer import Consumer, Subscription
 from services.backbone.health import Health
 from services.backbone.kafka import client_options, ensure_topics
 from services.backbone.objects import Objects
-from services.backbone.postgres import open_pool
+from services.backbone.postgres import open_pool, watch_postgres
 from services.backbone.publisher import Publisher
 from services.backbone.relay import Relay
 from services.backbone.sealing import parse_keys
 from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
+from services.backbone.watchdog import watch_loop
 
 SCHEMA = "registry"
 GROUP = "api"
@@ -39,8 +40,8 @@ DRAIN_S = 5
 async def serve(settings: ApiSettings) -> None:
     """Run the api until a signal comes."""
     configure_logs("api", settings.log_level)
-    health = Health()
-    health.expect("api.runs", "relay")
+    health = Health(settings.stuck_after_s)
+    health.expect("api.runs", "api.load", "relay", "postgres")
     url = settings.postgres_url.get_secret_value()
     pool = await open_pool(url, SCHEMA, settings.postgres_pool_size)
     publisher = Publisher(client_options(settings))
@@ -51,6 +52,8 @@ async def serve(settings: ApiSettings) -> None:
                 _serve_http(settings, context),
                 _follow_topics(settings, context, publisher),
                 Sweeper(pool, context.objects, context.variables).run(settings.sweep_every_s),
+                watch_postgres(pool, health),
+                watch_loop(health),
             )
     finally:
         await publisher.close()

@@ -10,10 +10,11 @@ from services.backbone.broker import Broker
 from services.backbone.consumer import Consumer, Subscription
 from services.backbone.health import Health, serve_health
 from services.backbone.kafka import client_options, ensure_topics
-from services.backbone.postgres import open_pool
+from services.backbone.postgres import open_pool, watch_postgres
 from services.backbone.publisher import Publisher
 from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
+from services.backbone.watchdog import watch_loop
 
 GROUP = "auditor"
 SCHEMA = "ledger"
@@ -30,9 +31,13 @@ def subscriptions(handlers: Handlers, group: str) -> tuple[Subscription, ...]:
 async def serve(settings: AuditorSettings) -> None:
     """Run the auditor until a signal comes."""
     configure_logs("auditor", settings.log_level)
-    health = Health()
-    health.expect("auditor.runs", "auditor.output")
-    await run_parts(serve_health(health, settings.health_host, settings.health_port), audit(settings, health, GROUP))
+    health = Health(settings.stuck_after_s)
+    health.expect("auditor.runs", "auditor.output", "postgres")
+    await run_parts(
+        serve_health(health, settings.health_host, settings.health_port),
+        audit(settings, health, GROUP),
+        watch_loop(health),
+    )
 
 
 async def audit(settings: AuditorSettings, health: Health, group: str) -> None:
@@ -51,6 +56,7 @@ async def audit(settings: AuditorSettings, health: Health, group: str) -> None:
             for consumer in consumers:
                 tasks.create_task(consumer.run())
             tasks.create_task(broker.hold(settings.broker_check_s))
+            tasks.create_task(watch_postgres(pool, health))
     finally:
         await broker.leave()
         await publisher.close()

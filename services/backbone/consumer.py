@@ -6,13 +6,16 @@ and keeps polling so that the group stays together; a bug ends the process. It n
 """
 
 import asyncio
+import time
+from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka import ConsumerRecord
 from aiokafka import TopicPartition as Partition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from faststream import AckPolicy
@@ -21,11 +24,14 @@ from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLS
 from prometheus_client import Counter
 
 from schemas.cloudevents import CloudEvent, MalformedEvent, UnknownEvent, decode
+from schemas.topics import belongs_on
+from services.backbone.consumer_watch import ConsumerWatch
 from services.backbone.crash_points import crash_point
 from services.backbone.dead_letters import DeadLetters
 from services.backbone.errors import TransientError, is_poison, is_transient
 from services.backbone.health import Health
-from services.backbone.kafka import client_options
+from services.backbone.kafka import client_options, committed_notes
+from services.backbone.polling import CarefulConsumer, UnreadableRecord
 from services.backbone.publisher import Publisher
 from services.backbone.retry import delays, until_it_works
 from services.backbone.settings import ServiceSettings
@@ -33,7 +39,9 @@ from services.backbone.settings import ServiceSettings
 BATCH_RECORDS = 500
 BATCH_WAIT_MS = 200
 SESSION_TIMEOUT_MS = 45_000
+FINISH_TIMEOUT_S = 7.0
 STOP_TIMEOUT_S = 10.0
+"""Above the time for a batch to be finished: what is left is for leaving the group."""
 CAUGHT_UP_POLL_S = 0.02
 COMMIT_TIMEOUT_S = 5.0
 REJOIN_AFTER_S = 3.0
@@ -83,16 +91,16 @@ class Consumer:
     ) -> None:
         self._settings = settings
         self._subscription = subscription
-        self._dead_letters = DeadLetters(publisher, subscription.name)
+        self._dead_letters = DeadLetters(publisher, subscription.name, settings.poison_limit)
         self._health = health
+        self._watch = ConsumerWatch(settings, subscription.name, health)
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._caught_up = asyncio.Event()
-        self._busy = False
         self._broker = KafkaBroker(
             settings.kafka_bootstrap_servers.split(","),
             security=faststream_security(settings),
             allow_auto_create_topics=False,
-            graceful_timeout=STOP_TIMEOUT_S,
+            graceful_timeout=FINISH_TIMEOUT_S,
             logger=None,
         )
         self._subscriber = self._subscribe()
@@ -102,14 +110,16 @@ class Consumer:
 
         Raises:
             TooMuchPoison: more dead letters than stray messages explain.
+            Stuck: there is something to read, Kafka answers, and still nothing is read or handled.
             Exception: whatever bug the handler raised.
         """
         self._health.expect(self._subscription.name)
         try:
             await until_it_works("kafka", self._start)
-            self._health.ok(self._subscription.name)
+            self._watch.started()
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(until_it_works("kafka offsets", self._watch_until_caught_up))
+                group.create_task(self._watch.run(self._consumer))
                 await self._failure
                 watching.cancel()
         finally:
@@ -151,11 +161,16 @@ class Consumer:
         return KafkaMessage(raw_message=records, body=records, headers={}, consumer=self._consumer)
 
     @property
-    def _consumer(self) -> AIOKafkaConsumer:
-        return self._subscriber.consumer
+    def _consumer(self) -> CarefulConsumer:
+        consumer: CarefulConsumer = self._subscriber.consumer
+        return consumer
 
     async def _start(self) -> None:
         try:
+            await self._recall_poison()
+            await self._broker.connect()
+            config = self._broker.config.broker_config
+            config.builder = partial(CarefulConsumer, **config.builder.keywords)  # type: ignore[attr-defined]
             await self._broker.start()
         except KafkaError as error:
             await self._stop()
@@ -168,57 +183,62 @@ class Consumer:
         except (TimeoutError, KafkaError) as error:
             log.warning("consumer_stop_failed", consumer=self._subscription.name, error=repr(error))
 
+    async def _recall_poison(self) -> None:
+        """Go on counting poison where the last process of the group stopped: its limit outlives a restart."""
+        if self._subscription.group is not None:
+            notes = await committed_notes(self._settings, self._subscription.group, self._subscription.topics)
+            self._dead_letters.recall(max(notes, default="").rpartition(" ")[2])
+
     async def _on_batch(self, records: Any) -> None:
         """Handle a batch to its end. FastStream swallows exceptions: what must end the process leaves by a future."""
         if self._failure.done():
             return
-        self._busy = True
+        consumer = self._consumer
+        self._watch.took(records)
         try:
             await self._handle_batch(records)
             await self._commit(records)
         except Exception as error:  # noqa: BLE001 - the loop's edge: `run` raises it where the process can see it
             self._failure.set_exception(error)
         finally:
-            self._busy = False
+            self._watch.took(())
+            consumer.in_hand = False
 
     async def _handle_batch(self, records: Sequence[ConsumerRecord]) -> None:
-        batch = []
-        for record in records:
-            received = await self._decode(record)
-            if received is not None:
-                batch.append((record, received))
+        """Handle a batch in order: what can be read in as few calls as can be, what cannot aside where it stood."""
+        read = [(record, _read(record)) for record in records]
+        for readable, stretch in groupby(read, key=lambda pair: isinstance(pair[1], Received)):
+            if readable:
+                await self._handle([(record, received) for record, received in stretch])  # type: ignore[misc]
+            else:
+                for record, reason in stretch:
+                    await self._refuse(record, str(reason))
+
+    async def _handle(self, batch: Sequence[tuple[ConsumerRecord, Received]]) -> None:
+        """Handle messages in order; where poison is among them, halve until it stands alone, and set it aside."""
         try:
             await self._persistently(partial(self._subscription.handle, [received for _, received in batch]))
-            self._count(records[0].topic, len(batch))
         except Exception as error:
             if not is_poison(error):
                 raise
-            await self._handle_one_by_one(batch)
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            self._count(batch)
+            return
+        if len(batch) == 1:
+            await self._refuse(batch[0][0], reason)
+            return
+        middle = len(batch) // 2
+        await self._handle(batch[:middle])
+        await self._handle(batch[middle:])
 
-    async def _decode(self, record: ConsumerRecord) -> Received | None:
-        try:
-            event = decode(record.headers, record.value)
-        except MalformedEvent as error:
-            reason = str(error)
-            await self._persistently(partial(self._dead_letters.refuse, record, reason))
-            return None
-        return Received(record.topic, record.partition, record.offset, event, record.value)
+    async def _refuse(self, record: ConsumerRecord, reason: str) -> None:
+        await self._persistently(partial(self._dead_letters.refuse, record, reason))
 
-    async def _handle_one_by_one(self, batch: Sequence[tuple[ConsumerRecord, Received]]) -> None:
-        """Find the poison in a batch: each message alone, what cannot be handled aside."""
-        for record, received in batch:
-            try:
-                await self._persistently(partial(self._subscription.handle, [received]))
-                self._count(record.topic, 1)
-            except Exception as error:
-                if not is_poison(error):
-                    raise
-                reason = f"{type(error).__name__}: {error}"
-                await self._persistently(partial(self._dead_letters.refuse, record, reason))
-
-    def _count(self, topic: str, messages: int) -> None:
-        self._dead_letters.handled(messages)
-        CONSUMED.labels(self._subscription.name, topic).inc(messages)
+    def _count(self, batch: Sequence[tuple[ConsumerRecord, Received]]) -> None:
+        self._dead_letters.handled(len(batch))
+        for topic, messages in Tally(record.topic for record, _ in batch).items():
+            CONSUMED.labels(self._subscription.name, topic).inc(messages)
 
     async def _persistently(self, action: Callable[[], Awaitable[None]]) -> None:
         """Retry an action in place while its failure is transient, with the partitions paused and polling kept up."""
@@ -228,11 +248,11 @@ class Consumer:
             except Exception as error:
                 if not is_transient(error):
                     raise
-                self._health.failing(self._subscription.name, repr(error))
+                self._watch.retries(repr(error))
                 log.warning("handler_retries", consumer=self._subscription.name, error=repr(error))
                 await self._idle(delay)
             else:
-                self._health.ok(self._subscription.name)
+                self._watch.works()
                 return
 
     async def _idle(self, delay_s: float) -> None:
@@ -247,12 +267,16 @@ class Consumer:
             consumer.resume(*(assigned & consumer.assignment()))
 
     async def _commit(self, records: Sequence[ConsumerRecord]) -> None:
-        """Commit just behind what was handled, never the position, which may be ahead of it."""
+        """Commit just behind what was handled, never the position, which may be ahead of it.
+
+        With each offset goes a note: when, and which of the last messages were poison (see `_recall_poison`).
+        """
         if self._subscription.group is None:
             return
-        ends: dict[Partition, int] = {}
+        note = f"{time.time():.3f} {self._dead_letters.remembered}"
+        ends: dict[Partition, tuple[int, str]] = {}
         for record in records:
-            ends[Partition(record.topic, record.partition)] = record.offset + 1
+            ends[Partition(record.topic, record.partition)] = record.offset + 1, note
         crash_point("before_offset_commit")
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT_S):  # aiokafka tries for ever, also where the topic is gone
@@ -268,7 +292,7 @@ class Consumer:
             consumer = self._consumer
             assigned = await self._assignment()
             for partition, end in (await consumer.end_offsets(list(assigned))).items():
-                while await consumer.position(partition) < end or self._busy:  # noqa: ASYNC110
+                while await consumer.position(partition) < end or consumer.in_hand:  # noqa: ASYNC110
                     await asyncio.sleep(CAUGHT_UP_POLL_S)
         except KafkaError as error:
             raise TransientError(repr(error)) from error
@@ -289,6 +313,19 @@ class Consumer:
                 log.info("asks_for_partitions", consumer=self._subscription.name)
             await asyncio.sleep(CAUGHT_UP_POLL_S)
         return set(assigned)
+
+
+def _read(record: ConsumerRecord) -> Received | str:
+    """Read the event in a record; a text says why there is none that may stand on this topic."""
+    if isinstance(record, UnreadableRecord):
+        return record.why
+    try:
+        event = decode(record.headers, record.value)
+    except MalformedEvent as error:
+        return str(error)
+    if isinstance(event, CloudEvent) and not belongs_on(event.data, record.topic):
+        return f"{event.data.type} does not belong on {record.topic}"
+    return Received(record.topic, record.partition, record.offset, event, record.value)
 
 
 async def _undecoded(message: KafkaMessage) -> Any:

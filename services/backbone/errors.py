@@ -6,6 +6,7 @@
     │   └── ObjectUnavailable   the object store did not answer
     ├── PoisonError             this message can never be handled: to the dead letters, with its reason
     ├── TooMuchPoison           so many that the consumer stops and says so
+    ├── Stuck                   a part stands still though nothing keeps it from working: the process ends
     ├── ObjectMissing           no object of that key
     ├── ObjectExists            an object of that key is there already
     └── SealBroken              sealed bytes that this key and subject do not open
@@ -38,6 +39,10 @@ class PoisonError(BackboneError):
 
 class TooMuchPoison(BackboneError):
     """More poison than a stray message explains: stop, and let a person look."""
+
+
+class Stuck(BackboneError):
+    """A part stands still though nothing keeps it from working; a new process may do better."""
 
 
 class ObjectMissing(BackboneError):

@@ -1,7 +1,7 @@
 """What a service knows of its own health, and the small HTTP server that tells it: /healthz, /readyz, /metrics.
 
-`/healthz` says that the process turns; `/readyz` says whether every part works right now, and what is wrong if not.
-Parts report; nobody polls them. Needs no token and tells no secrets.
+`/healthz` says that the process turns and is not about to end because it is stuck; `/readyz` says whether every part
+works right now, and what is wrong if not. Parts report by themselves, again and again. No token, no secrets.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+STUCK_AFTER_S = 120.0
+
 
 @dataclass(slots=True)
 class PartHealth:
@@ -27,9 +29,14 @@ class PartHealth:
 
 @dataclass(slots=True)
 class Health:
-    """The parts of a service by name; a part that was expected and has not reported yet is not ready."""
+    """The parts of a service by name; a part that was expected and has not reported yet is not ready.
 
+    `stuck` says what stands still, when the process is about to end for that; parts are given `stuck_after_s` seconds.
+    """
+
+    stuck_after_s: float = STUCK_AFTER_S
     parts: dict[str, PartHealth] = field(default_factory=dict)
+    stuck: str | None = None
 
     def expect(self, *names: str) -> None:
         """Announce parts that must report before the service is ready."""
@@ -51,7 +58,7 @@ class Health:
     @property
     def ready(self) -> bool:
         """Whether every part works."""
-        return all(part.ok for part in self.parts.values())
+        return self.stuck is None and all(part.ok for part in self.parts.values())
 
     def report(self) -> dict[str, object]:
         """Describe every part, with seconds since it last reported."""
@@ -69,6 +76,8 @@ def health_routes(health: Health) -> list[Route]:
     """Make the routes; the api mounts them beside its own, the other services serve them alone."""
 
     async def healthz(_: Request) -> Response:
+        if health.stuck is not None:
+            return JSONResponse({"status": "stuck", "detail": health.stuck}, status_code=503)
         return JSONResponse({"status": "ok"})
 
     async def readyz(_: Request) -> Response:

@@ -57,6 +57,21 @@ async def ensure_topics(settings: ServiceSettings, topics: Sequence[Topic]) -> N
     await until_it_works("kafka", attempt)
 
 
+async def committed_notes(settings: ServiceSettings, group: str, topics: Sequence[str]) -> list[str]:
+    """Read what a group noted down when it committed the offsets of these topics' partitions.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=10_000)
+    try:
+        await admin.start()
+        committed = await admin.list_consumer_group_offsets(group)
+        return [place.metadata for partition, place in committed.items() if partition.topic in topics]
+    finally:
+        await admin.close()
+
+
 def _new_topic(topic: Topic, replication: int) -> NewTopic:
     retention = KEEP_FOR_EVER_MS if topic.retention is None else int(topic.retention.total_seconds() * 1000)
     configs = {

@@ -102,6 +102,15 @@ async def kept_about(connection: Connection, topic: str, subjects: Sequence[str]
     return [_row(row) for row in rows]
 
 
+async def oldest_unsent_s(connection: Connection) -> float | None:
+    """Tell how many seconds ago the oldest row was written that Kafka has not acknowledged; None if there is none."""
+    age: float | None = await connection.fetchval(
+        "SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 FROM outbox WHERE sent_at IS NULL"
+        " ORDER BY id LIMIT 1"
+    )
+    return age
+
+
 async def mark_sent(connection: Connection, ids: Sequence[int]) -> None:
     """Remember that Kafka has these rows."""
     await connection.execute("UPDATE outbox SET sent_at = now() WHERE id = ANY($1::bigint[])", ids)

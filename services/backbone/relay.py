@@ -11,18 +11,25 @@ from collections.abc import Sequence
 
 import asyncpg
 import structlog
+from prometheus_client import Gauge
 
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import is_transient
 from services.backbone.health import Health
-from services.backbone.outbox import OutboxRow, mark_sent, unsent
+from services.backbone.outbox import OutboxRow, mark_sent, oldest_unsent_s, unsent
 from services.backbone.postgres import open_connection
 from services.backbone.publisher import Publisher
 from services.backbone.retry import delays
+from services.backbone.watchdog import LOOK_EVERY_S, Seen, Watchdog
 
 BATCH_ROWS = 500
 POLL_S = 1.0
 LOCK_CLASS = 7_305_002
+PART = "relay"
+
+OLDEST_UNSENT = Gauge(
+    "runyard_outbox_oldest_unsent_seconds", "Age of the oldest row that Kafka has not acknowledged", ["outbox"]
+)
 
 log = structlog.get_logger()
 
@@ -37,9 +44,21 @@ class Relay:
         self._first_topic = first_topic
         self._health = health
         self._wake = asyncio.Event()
+        self._sent = 0
+        self._relays = False
+        self._failure: str | None = None
 
     async def run(self) -> None:
-        """Relay for ever; a transient failure starts over with a new connection."""
+        """Relay for ever; a transient failure starts over with a new connection.
+
+        Raises:
+            ExceptionGroup: a bug, or `Stuck`: rows wait, nothing fails, and still none is sent.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._relay_for_ever())
+            group.create_task(self._watch())
+
+    async def _relay_for_ever(self) -> None:
         pauses = delays()
         while True:
             try:
@@ -47,7 +66,8 @@ class Relay:
             except Exception as error:
                 if not is_transient(error):
                     raise
-                self._health.failing("relay", repr(error))
+                self._relays, self._failure = False, repr(error)
+                self._health.failing(PART, self._failure)
                 log.warning("relay_interrupted", outbox=self._schema, error=repr(error))
                 await asyncio.sleep(next(pauses))
             else:
@@ -58,12 +78,13 @@ class Relay:
         try:
             await connection.add_listener(f"outbox_{self._schema}", self._notified)
             while not await self._lock(connection):
-                self._health.ok("relay", "another instance relays")
+                self._works("another instance relays")
                 await asyncio.sleep(POLL_S)
             crash_point("after_relay_lock")
+            self._relays = True
             while True:
                 await self._relay_all(connection)
-                self._health.ok("relay")
+                self._works()
                 await self._sleep_until_woken()
         finally:
             with contextlib.suppress(OSError, asyncpg.InterfaceError, TimeoutError):
@@ -97,4 +118,34 @@ class Relay:
             crash_point("after_outbox_publish")
             await mark_sent(connection, [row.id for row in rows])
             crash_point("after_outbox_marked")
+            self._sent += len(rows)
             log.debug("relayed", outbox=self._schema, rows=len(rows))
+
+    def _works(self, detail: str | None = None) -> None:
+        self._failure = None
+        self._health.ok(PART, detail)
+
+    async def _watch(self) -> None:
+        """Look at the outbox over another connection: tell how old its rows are, and whether they get on."""
+        watchdog = Watchdog(PART, self._health)
+        while True:
+            try:
+                await self._look(watchdog)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                watchdog.look(Seen(self._sent, waiting=False), "PostgreSQL does not answer")
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _look(self, watchdog: Watchdog) -> None:
+        connection = await open_connection(self._postgres_url, self._schema)
+        try:
+            while True:
+                oldest_s = await oldest_unsent_s(connection)
+                OLDEST_UNSENT.labels(self._schema).set(oldest_s or 0.0)
+                seen = Seen(self._sent, oldest_s is not None and self._relays, self._failure is not None)
+                watchdog.look(seen, f"a row of the outbox has waited for {oldest_s or 0:.0f} s")
+                await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            with contextlib.suppress(OSError, asyncpg.InterfaceError, TimeoutError):
+                await connection.close(timeout=2)

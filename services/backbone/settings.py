@@ -25,6 +25,8 @@ class ServiceSettings(BaseSettings):
     kafka_sasl_username: str | None = None
     kafka_sasl_password: SecretStr | None = None
     kafka_ca_file: str | None = None
+    poison_limit: int = Field(default=10, ge=1, description="of 100 messages; a consumer stops at it, above 100 never")
+    stuck_after_s: float = Field(default=120.0, gt=0, description="of standing still, after which the process ends")
     topic_replication: int = Field(default=1, ge=1)
     broker_check_s: float = Field(default=5, gt=0, description="how often it asks whether it is still the same cluster")
 

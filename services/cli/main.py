@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from services.cli.dead_letters import app as dead_letters
 from services.cli.demo import demo
 from services.cli.errors import CliError
 from services.cli.operations import migrate, replay, verify
@@ -65,3 +66,4 @@ for use in (demo, up, train, runs, logs, cancel, token):
     app.command()(use)
 for operate in (migrate, replay, verify):
     app.command(rich_help_panel="Operations")(operate)
+app.add_typer(dead_letters, name="dead-letters", rich_help_panel="Operations")

@@ -7,8 +7,11 @@ import asyncio
 from dataclasses import dataclass, field
 
 from services.backbone.crash_points import crash_point
+from services.backbone.errors import TransientError
+from services.backbone.health import Health
 from services.backbone.publisher import Publisher
 from services.backbone.retry import until_it_works
+from services.backbone.watchdog import LOOK_EVERY_S, Seen, Watchdog
 from services.runner.journal import Journal
 
 
@@ -18,14 +21,26 @@ class Delivery:
 
     journal: Journal
     publisher: Publisher
+    health: Health
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _delivered: int = 0
+    _retrying: bool = False
 
     def wake(self) -> None:
         """There may be something new."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled."""
+        """Deliver until cancelled.
+
+        Raises:
+            ExceptionGroup: a bug, or `Stuck`: events wait, nothing fails, and still none is delivered.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._deliver())
+            group.create_task(self._watch())
+
+    async def _deliver(self) -> None:
         while True:
             self._wake.clear()
             while await until_it_works("kafka", self._deliver_some):
@@ -37,8 +52,21 @@ class Delivery:
         if not waiting:
             return False
         crash_point("before_events_publish")
-        await self.publisher.publish([item.event for item in waiting])
+        try:
+            await self.publisher.publish([item.event for item in waiting])
+        except TransientError:
+            self._retrying = True
+            raise
+        self._retrying = False
         crash_point("after_events_publish")
         self.journal.mark_published(item.position for item in waiting)
+        self._delivered += len(waiting)
         crash_point("after_events_marked")
         return True
+
+    async def _watch(self) -> None:
+        watchdog = Watchdog("delivery", self.health)
+        while True:
+            waiting = bool(self.journal.unpublished(limit=1))
+            watchdog.look(Seen(self._delivered, waiting, self._retrying), "events wait in the journal")
+            await asyncio.sleep(LOOK_EVERY_S)

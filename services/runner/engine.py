@@ -4,6 +4,7 @@ Owns the connection and the threads; never decides what an engine's answer means
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,12 @@ import structlog
 
 from services.backbone.health import Health
 from services.backbone.retry import delays
-from services.runner.errors import EngineUnavailable
+from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.sandbox import Sandbox
 
 THREADS = 16
+WATCH_EVERY_S = 2.0
+PATIENCE_S = 5.0
 PART = "engine"
 
 log = structlog.get_logger()
@@ -64,6 +67,19 @@ class Engine:
     async def in_thread(self, work: Callable[[], Answer]) -> Answer:
         """Do something that blocks in one of the engine's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def watch(self) -> None:
+        """Ask the engine every few seconds whether it is there, so that its health is never old; until cancelled."""
+        while True:
+            asking = asyncio.create_task(self.ask_once(lambda sandbox: sandbox.ping()))
+            try:
+                if not (await asyncio.wait([asking], timeout=PATIENCE_S))[0]:
+                    self.health.failing(PART, f"no answer for {PATIENCE_S:.0f} s")
+                with contextlib.suppress(EngineUnavailable, EngineRefused):
+                    await asking
+            finally:
+                asking.cancel()
+            await asyncio.sleep(WATCH_EVERY_S)
 
     def close(self) -> None:
         """Let the connection go; containers run on."""

@@ -1,7 +1,8 @@
 """What comes in on this runner's partition of `runyard.dispatch`: runs to take and attempts to stop.
 
 A handler only writes to the journal and wakes somebody: the offset is committed when it returns, and nothing slow
-stands before that. Every message may come again, late, or before the one that it is about.
+stands before that. Every message may come again, late, or before the one that it is about. What neither the journal nor
+a folder can hold is poison before it is written down, or every start of the runner would stumble over it.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +13,19 @@ import structlog
 
 from schemas.cloudevents import CloudEvent
 from schemas.events import RunQueued, RunRevoked
+from schemas.ids import is_name
 from schemas.parts import RunAttempt
 from schemas.reason import Reason, status_of
 from services.backbone.consumer import Received
 from services.backbone.crash_points import crash_point
+from services.backbone.errors import PoisonError
 from services.runner.events import Aftermath, Pen, run_ended
 from services.runner.journal import Journal, State
 from services.runner.outcome import Cause, Ended
 from services.runner.roster import Roster
+
+MOST = 2**31 - 1
+"""What an attempt's number, its seconds and its compute may be at most: what every database can hold."""
 
 log = structlog.get_logger()
 
@@ -71,9 +77,12 @@ class Handlers:
             if not isinstance(received.event, CloudEvent):
                 continue
             data, traceparent = received.event.data, received.event.traceparent
-            if isinstance(data, RunQueued) and data.runner_id == self.journal.runner_id:
+            if not isinstance(data, RunQueued | RunRevoked) or data.runner_id != self.journal.runner_id:
+                continue
+            _refuse_impossible(data)
+            if isinstance(data, RunQueued):
                 self.on_run_queued(data, traceparent)
-            elif isinstance(data, RunRevoked) and data.runner_id == self.journal.runner_id:
+            else:
                 self.on_run_revoked(data, traceparent)
 
     def _tell_end_again(self, ref: RunAttempt) -> None:
@@ -81,3 +90,13 @@ class Handlers:
         entry = self.journal.entry(ref)
         if entry is not None and entry.state is State.ENDED:
             self.journal.republish_end(ref)
+
+
+def _refuse_impossible(data: RunQueued | RunRevoked) -> None:
+    if not is_name(data.run_id):
+        raise PoisonError(f"{data.run_id[:100]!r} cannot be the id of a run")
+    numbers = [data.attempt]
+    if isinstance(data, RunQueued):
+        numbers += [data.spec.timeout_s, data.spec.compute.cpu_cores, data.spec.compute.memory_gb]
+    if max(numbers) > MOST:
+        raise PoisonError(f"an attempt, its time limit or its compute is above {MOST}")

@@ -23,6 +23,7 @@ from services.backbone.publisher import Publisher
 from services.backbone.sealing import parse_keys
 from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
+from services.backbone.watchdog import watch_loop
 from services.runner.cache import Cache
 from services.runner.delivery import Delivery
 from services.runner.dispatch import Dispatch, partition_of
@@ -63,6 +64,8 @@ class Runner:
                 serve_health(self.health, self.settings.health_host, self.settings.health_port),
                 self._listen(),
                 self._attend(),
+                self.engine.watch(),
+                watch_loop(self.health),
             )
         finally:
             await self.publisher.close()
@@ -108,13 +111,13 @@ class Runner:
 
 def wire(settings: RunnerSettings) -> Runner:
     """Make the parts of a runner and connect them."""
-    health = Health()
-    health.expect(ENGINE)
+    health = Health(settings.stuck_after_s)
+    health.expect(ENGINE, "dispatch", "heartbeat")
     settings.work_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     journal = Journal(settings.work_dir / "journal.db")
     publisher = Publisher(client_options(settings))
     heart = Heart(journal, publisher, health, settings.heartbeat_s)
-    delivery = Delivery(journal, publisher)
+    delivery = Delivery(journal, publisher, health)
     engine = Engine(health)
 
     def changed() -> None:

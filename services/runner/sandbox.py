@@ -192,6 +192,11 @@ class Sandbox:
         with _translated(ignore=(404, 409)):
             self._client.remove_container(name, v=True, force=True)
 
+    def ping(self) -> None:
+        """Do nothing but hear that the engine is there."""
+        with _translated():
+            self._client.ping()
+
     def owned(self, runner_id: str) -> list[OwnedContainer]:
         """List this runner's containers, ended ones too."""
         with _translated():

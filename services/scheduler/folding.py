@@ -48,7 +48,7 @@ def begun(event: CloudEvent) -> FoldedRun | None:
 
 
 def duration_s(run: Run) -> float | None:
-    """Tell how long an ended run ran, by its runner's clock; None if it never did."""
+    """Tell how long an ended run ran, by its runner's clock, within its time limit; None if it never did."""
     if not run.status.is_end or run.started_at is None or run.ended_at is None:
         return None
-    return max(0.0, (run.ended_at - run.started_at).total_seconds())
+    return min(max(0.0, (run.ended_at - run.started_at).total_seconds()), float(run.spec.timeout_s))

@@ -18,12 +18,14 @@ from schemas.events import RunnerHeartbeat, SchedulerBeacon, SchedulerLoad
 from schemas.topics import RUNNERS, address_of
 from services.backbone.consumer import Consumer, Received, Subscription
 from services.backbone.crash_points import crash_point
-from services.backbone.errors import is_transient
+from services.backbone.errors import PoisonError, is_transient
 from services.backbone.health import Health
 from services.backbone.outbox import sweep
 from services.backbone.publisher import Outgoing, Publisher
 from services.backbone.retry import delays
+from services.backbone.watchdog import LOOK_EVERY_S, Seen, Watchdog
 from services.scheduler import events, store
+from services.scheduler.roster import why_impossible
 from services.scheduler.rounds import Term, play_round
 from services.scheduler.settings import SchedulerSettings
 
@@ -47,12 +49,14 @@ class Leading:
         self._health = health
         self._woken = asyncio.Event()
         self._load: SchedulerLoad | None = None
+        self._rounds = 0
+        self._retrying = False
 
     async def run(self) -> None:
         """Lead until cancelled.
 
         Raises:
-            ExceptionGroup: what ended the term, `Superseded` among it if a later leader did.
+            ExceptionGroup: what ended the term: `Superseded` if a later leader did, `Stuck` if no round is played.
         """
         hearing = Subscription(HEARING, (RUNNERS.name,), self.on_runners, from_end=True)
         consumer = Consumer(self._settings, hearing, self._publisher, self._health)
@@ -62,6 +66,7 @@ class Leading:
                 group.create_task(self._say_that_it_is_there(consumer))
                 group.create_task(self._persistently(self._decide, self._sleep_until_woken))
                 group.create_task(self._tell_load())
+                group.create_task(self._watch())
                 group.create_task(self._persistently(self._sweep, lambda: asyncio.sleep(SWEEP_INTERVAL_S)))
         finally:
             self._health.ok(HEARING, "only the leader listens")
@@ -81,15 +86,16 @@ class Leading:
                 case SchedulerBeacon() as beacon:
                     roster.on_beacon(beacon, at)
                 case RunnerHeartbeat() as heartbeat:
+                    if reason := why_impossible(heartbeat):
+                        raise PoisonError(reason)
                     if roster.on_heartbeat(heartbeat, at):
                         log.info("runner_there", runner_id=heartbeat.runner_id)
                         self.wake()
-                case _:
-                    log.warning("unexpected_event", type=event.data.type, topic=received.topic)
 
     async def _decide(self) -> None:
         async with self._pool.acquire() as connection:
             self._load = await play_round(connection, self._term, time.monotonic())
+        self._rounds += 1
         self._health.ok(PART, f"leads in epoch {self._term.epoch}")
 
     async def _sleep_until_woken(self) -> None:
@@ -117,12 +123,21 @@ class Leading:
             except Exception as error:
                 if not is_transient(error):
                     raise
+                self._retrying = True
                 self._health.failing(PART, repr(error))
                 log.warning("leader_retries", error=repr(error))
                 await asyncio.sleep(next(pauses))
             else:
+                self._retrying = False
                 pauses = delays()
                 await pause()
+
+    async def _watch(self) -> None:
+        """Notice that no round is played any more, though none fails."""
+        watchdog = Watchdog(PART, self._health)
+        while True:
+            watchdog.look(Seen(self._rounds, waiting=True, excused=self._retrying), "it leads and plays no round")
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def _say_that_it_is_there(self, consumer: Consumer) -> None:
         """Publish the beacon each interval, once it would be heard."""

@@ -6,34 +6,35 @@ runyard.runners   → leading.Leading.on_runners       the leader, without a gro
 
 import asyncio
 
-import asyncpg
-
 from schemas.topics import RUNS, TOPICS
 from services.backbone.broker import Broker
 from services.backbone.consumer import Consumer, Subscription
-from services.backbone.errors import is_transient
 from services.backbone.health import Health, serve_health
 from services.backbone.kafka import client_options, ensure_topics
-from services.backbone.postgres import open_pool
+from services.backbone.postgres import open_pool, watch_postgres
 from services.backbone.publisher import Publisher
 from services.backbone.relay import Relay
 from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
+from services.backbone.watchdog import watch_loop
 from services.scheduler import store
 from services.scheduler.handlers import Folds
 from services.scheduler.leader import Leader
 from services.scheduler.settings import SchedulerSettings
 
 FOLDS = "scheduler.runs"
-POSTGRES_CHECK_S = 5.0
 
 
 async def serve(settings: SchedulerSettings) -> None:
     """Run the scheduler until a signal comes."""
     configure_logs("scheduler", settings.log_level)
-    health = Health()
+    health = Health(settings.stuck_after_s)
     health.expect("leader", FOLDS, "relay", "postgres")
-    await run_parts(serve_health(health, settings.health_host, settings.health_port), schedule(settings, health))
+    await run_parts(
+        serve_health(health, settings.health_host, settings.health_port),
+        schedule(settings, health),
+        watch_loop(health),
+    )
 
 
 async def schedule(settings: SchedulerSettings, health: Health) -> None:
@@ -51,25 +52,11 @@ async def schedule(settings: SchedulerSettings, health: Health) -> None:
             group.create_task(Relay(url, store.SCHEMA, publisher, RUNS.name, health).run())
             group.create_task(Leader(settings, pool, publisher, health).run())
             group.create_task(broker.hold(settings.broker_check_s))
-            group.create_task(_watch_postgres(pool, health))
+            group.create_task(watch_postgres(pool, health))
     finally:
         await broker.leave()
         await publisher.close()
         pool.terminate()
-
-
-async def _watch_postgres(pool: asyncpg.Pool, health: Health) -> None:
-    while True:
-        try:
-            async with pool.acquire(timeout=POSTGRES_CHECK_S) as connection:
-                await store.still_connected(connection)
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            health.failing("postgres", repr(error))
-        else:
-            health.ok("postgres")
-        await asyncio.sleep(POSTGRES_CHECK_S)
 
 
 def main() -> None:

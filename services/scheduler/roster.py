@@ -9,13 +9,18 @@ from dataclasses import dataclass, field
 
 from schemas.estimate import subtract
 from schemas.events import RunnerHeartbeat, SchedulerBeacon
+from schemas.ids import is_name
 from schemas.parts import Capacity, Compute, RunAttempt, RunnerLoad
+from schemas.topics import DISPATCH
 
 GAP_BEATS = 3
 """Beacons (or a runner's heartbeats) that stay away for so many intervals are a gap, not jitter."""
 
 SETTLING_BEATS = 2
 """A new leader listens for so long before it says that no runner is there."""
+
+MOST = 2**31 - 1
+"""What a row can hold of a number."""
 
 NOTHING = Capacity(cpu_cores=0, memory_gb=0)
 
@@ -119,3 +124,17 @@ class Roster:
         return RunnerLoad(
             runner_id=heartbeat.runner_id, capacity=heartbeat.capacity, free=free, runtimes=heartbeat.runtimes
         )
+
+
+def why_impossible(heartbeat: RunnerHeartbeat) -> str | None:
+    """Say why nothing can be decided on a heartbeat: its names or numbers fit no row, or nobody could reach it."""
+    listed = heartbeat.accepted + heartbeat.running + heartbeat.ended
+    names = [heartbeat.runner_id, *(each.run_id for each in listed)]
+    if wrong := [name for name in names if not is_name(name)]:
+        return f"{wrong[0][:100]!r} cannot be the id of a run or a runner"
+    capacity = heartbeat.capacity
+    if max(capacity.cpu_cores, capacity.memory_gb, capacity.gpus, *(each.attempt for each in listed), 0) > MOST:
+        return f"its capacity or an attempt is above {MOST}"
+    if heartbeat.dispatch_partition >= DISPATCH.partitions:
+        return f"{DISPATCH.name} has no partition {heartbeat.dispatch_partition}"
+    return None

@@ -79,6 +79,22 @@ def test_a_value_that_does_not_fit_is_malformed(value: bytes | None) -> None:
         decode(headers(), value)
 
 
+@pytest.mark.parametrize(
+    ("before", "word"),
+    [
+        ('"attempt":1,', "'attempt' stands twice"),
+        ('"new":[{"a":1,"a":1}],', "'a' stands twice"),
+        ('"new":NaN,', "NaN is no number"),
+        ('"new":{"a":[-Infinity]},', "-Infinity is no number"),
+    ],
+)
+def test_json_that_parsers_disagree_about_is_malformed_at_any_depth_and_in_unknown_fields(
+    before: str, word: str
+) -> None:
+    with pytest.raises(MalformedEvent, match=word):
+        decode(headers(), ("{" + before + STARTED["value"][1:]).encode())
+
+
 def test_a_metric_that_is_no_number_is_malformed() -> None:
     golden = GOLDEN["runyard.run.metrics_reported.v1"]
     for wrong in ("NaN", "Infinity", '"1"x'):

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
@@ -60,6 +61,20 @@ async def template(postgres_server: EmbeddedPostgres) -> str:
 @pytest_asyncio.fixture
 async def database(template: str) -> AsyncIterator[Database]:
     """A database of this test's own."""
+    async with a_database(template) as own:
+        yield own
+
+
+@pytest_asyncio.fixture(scope="module")
+async def module_database(template: str) -> AsyncIterator[Database]:
+    """A database that the tests of one module share."""
+    async with a_database(template) as shared:
+        yield shared
+
+
+@asynccontextmanager
+async def a_database(template: str) -> AsyncIterator[Database]:
+    """Clone the template for the length of a block."""
     name = f"test_{secrets.token_hex(6)}"
     admin = await asyncpg.connect(template)
     try:

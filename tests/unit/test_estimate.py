@@ -56,6 +56,11 @@ def test_nothing_can_be_known_without_a_load_a_fitting_runner_or_the_whole_queue
     assert estimate_start(load(NOTHING), demand(), NOW) is None
 
 
+def test_a_time_that_no_calendar_has_cannot_be_known() -> None:
+    for_ever = load(WHOLE, queue=(demand(expected_s=1e300),))
+    assert estimate_start(for_ever, demand(), NOW) is None
+
+
 def test_compute_fits_exactly_and_not_one_more() -> None:
     assert fits(WHOLE, ALL)
     assert not fits(WHOLE, Compute(cpu_cores=5, memory_gb=16))

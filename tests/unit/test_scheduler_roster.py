@@ -3,8 +3,11 @@
 import pytest
 
 from schemas.events import RunnerHeartbeat, SchedulerBeacon
-from schemas.parts import Capacity, Compute
-from services.scheduler.roster import Roster
+from schemas.parts import Capacity, Compute, RunAttempt
+from schemas.run import evolve
+from services.scheduler.folding import duration_s
+from services.scheduler.roster import Roster, why_impossible
+from tests.life_of_a_run import SPEC, at, queued, requested, started, succeeded
 
 LEASE_S, INTERVAL_S = 60.0, 5.0
 SOME = Compute(cpu_cores=2, memory_gb=8)
@@ -113,3 +116,30 @@ def test_a_lost_runner_comes_back_with_its_heartbeat(roster: Roster) -> None:
     assert roster.loads({}, 100) == ()
     assert roster.on_heartbeat(heartbeat(), 101)
     assert roster.partitions() == {"a": 3}
+
+
+IMPOSSIBLE = {
+    "cannot be the id": heartbeat(runner_id="../a"),
+    "has no partition 12": heartbeat().model_copy(update={"dispatch_partition": 12}),
+    "is above": heartbeat(cpu_cores=2**31),
+    "cannot be the id of a run": heartbeat().model_copy(update={"ended": (RunAttempt(run_id="a\0", attempt=1),)}),
+    "an attempt is above": heartbeat().model_copy(update={"running": (RunAttempt(run_id="a", attempt=2**31),)}),
+}
+
+
+@pytest.mark.parametrize(("reason", "wrong"), IMPOSSIBLE.items())
+def test_a_heartbeat_that_no_row_can_hold_or_nobody_can_answer_is_impossible(
+    reason: str, wrong: RunnerHeartbeat
+) -> None:
+    assert reason in (why_impossible(wrong) or "")
+    assert why_impossible(heartbeat()) is None
+
+
+def test_a_runners_clock_that_is_off_by_ages_makes_no_run_longer_than_its_limit() -> None:
+    run = evolve(None, requested(), at(0)).run
+    ages = started().model_copy(update={"started_at": at(0).replace(year=1)})
+    end = succeeded().model_copy(update={"started_at": at(0).replace(year=1), "ended_at": at(0).replace(year=9999)})
+    for fact in (queued(), ages, end):
+        run = evolve(run, fact, at(1)).run
+    assert run is not None
+    assert duration_s(run) == SPEC.timeout_s == 14400
