@@ -20,15 +20,18 @@ LOOK_UP_EVERY_S = 0.5
 
 
 class Following:
-    """Frames of one stream, from its beginning."""
+    """Frames of one stream, from its beginning.
+
+    `pressing` says that there is nothing to wait for: as much as may wait is waiting, or nothing more will come.
+    """
 
     def __init__(self, stream: LogStream) -> None:
-        self.ended = asyncio.Event()
+        self.pressing = asyncio.Event()
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[list[Frame] | None] = asyncio.Queue(CHUNKS_AHEAD)
         self._closed = threading.Event()
-        self._over = False
+        self._over = self._ended = False
         threading.Thread(target=self._read, name="following", daemon=True).start()
 
     async def next(self, idle_s: float) -> list[Frame] | None:
@@ -44,6 +47,8 @@ class Following:
         while frames is not None:
             found += frames
             if self._frames.empty():
+                if not self._ended:
+                    self.pressing.clear()
                 return found
             frames = self._frames.get_nowait()
         self._over = True
@@ -88,5 +93,7 @@ class Following:
 
     async def _put(self, frames: list[Frame] | None) -> None:
         if frames is None or any(isinstance(frame, End) for frame in frames):
-            self.ended.set()
+            self._ended = True
+        if self._ended or self._frames.qsize() >= CHUNKS_AHEAD - 1:
+            self.pressing.set()
         await self._frames.put(frames)

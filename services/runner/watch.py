@@ -97,7 +97,7 @@ class Watch:
                 await self.output.send_all()
                 if not frames and _is_over(await self._state()):
                     return  # the stream hangs: the log is read once more
-                await _wait_for(following.ended, FLUSH_EVERY_S)
+                await _wait_for(following.pressing, FLUSH_EVERY_S)
         finally:
             following.close()
 

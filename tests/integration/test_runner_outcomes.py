@@ -1,5 +1,6 @@
 """A runner with the real broker and the real engine: how runs end, and what is told about them."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -81,6 +82,16 @@ async def test_a_script_that_fails_is_told_with_its_exit_code_and_last_words(sce
     assert isinstance(end, RunFailed)
     assert (end.reason, end.exit_code) == (Reason.SCRIPT_ERROR, 1)
     assert end.message == "exit code 1: ValueError: no such column"
+
+
+async def test_lines_are_told_as_fast_as_they_are_written(scene: Scene) -> None:
+    queued = await scene.queue("for number in range(5000): print('line', number)")
+    await scene.dispatch(queued)
+    began = asyncio.get_running_loop().time()
+    await scene.until_ended(queued)
+    assert asyncio.get_running_loop().time() - began < 30  # the engine's chunks are lines; 16 in each pause took 62
+    await scene.until(lambda: len(scene.lines(queued)) >= 5000)
+    assert scene.lines(queued) == [f"line {number}" for number in range(5000)]
 
 
 async def test_an_artifact_that_is_a_link_is_refused(scene: Scene) -> None:
