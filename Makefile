@@ -20,6 +20,10 @@ test: ## Set up everything and run all tests
 	@deploy/bootstrap.sh python3.10 python3.11 python3.12
 	@$(BIN)/pytest
 
+test-compose: ## Bring compose.yaml up for real, run the end-to-end tests against it, take it down without a trace
+	@deploy/bootstrap.sh compose python3.10 python3.11 python3.12
+	@$(BIN)/python -m deploy.composed $(BIN)/pytest tests/e2e -m "not own_parts" --system-at .runyard/composed
+
 lint: ## Check style, types, import rules, house style and the committed contract documents
 	@deploy/bootstrap.sh
 	$(BIN)/ruff check
@@ -50,4 +54,4 @@ chaos: ## Break a whole system for MINUTES (10) from a SEED while clients submit
 	@deploy/bootstrap.sh python3.11
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help bootstrap demo up test lint format benchmark broker-loss chaos crash-points
+.PHONY: help bootstrap demo up test test-compose lint format benchmark broker-loss chaos crash-points

@@ -4,19 +4,22 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Usage: deploy/bootstrap.sh [RUNTIME...]
+Usage: deploy/bootstrap.sh [compose] [RUNTIME...]
 
 Makes sure of: uv, the locked Python environment (.venv), a Docker Engine that answers, Apache Kafka's jars,
-and the images of the runtimes that are named (python3.10, python3.11, python3.12).
+with `compose` Docker Compose, and the images of the runtimes that are named (python3.10, python3.11, python3.12).
 
-Only what is missing is done. As root on Debian or Ubuntu a missing Docker Engine is installed and started; elsewhere
-you are told what to do. Downloads are kept in ${RUNYARD_CACHE_DIR:-~/.cache/runyard}.
+Only what is missing is done. As root on Debian or Ubuntu a missing Docker Engine is installed and started, and a missing
+Compose is installed; elsewhere you are told what to do. Downloads are kept in ${RUNYARD_CACHE_DIR:-~/.cache/runyard}.
 TEXT
 }
 
 case "${1:-}" in -h | --help) usage; exit 0 ;; esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+WITH_COMPOSE=
+if [ "${1:-}" = compose ]; then WITH_COMPOSE=1 && shift; fi
+readonly WITH_COMPOSE
 readonly RUNTIMES=("$@")
 readonly STARTED=$SECONDS
 readonly SOCKET=/var/run/docker.sock
@@ -139,6 +142,17 @@ ensure_engine() {
   step dockerd start_engine
 }
 
+compose_answers() { docker compose version || docker-compose version; } >/dev/null 2>&1
+
+install_compose() { apt_get update && apt_get install -y --no-install-recommends docker-compose; }
+
+ensure_compose() {
+  if [ -z "$WITH_COMPOSE" ] || compose_answers; then return; fi
+  is_root_on_debian || fail "Docker Compose is missing. Install it (https://docs.docker.com/compose/install/) and try again"
+  say "compose: installing docker-compose"
+  step compose install_compose
+}
+
 ensure_jars() {
   local version
   version=$(sed -n 's/^VERSION = "\(.*\)"$/\1/p' services/cli/embedded_kafka.py)
@@ -167,7 +181,7 @@ flock -n 9 || { say "waiting for another bootstrap of this checkout"; flock 9; }
 
 command -v curl >/dev/null || { is_root_on_debian && step curl install_curl; } || fail "needs curl"
 ensure_uv
-ensure_engine & engine=$!
+{ ensure_engine && ensure_compose; } & engine=$! # one after the other: both may need apt
 ensure_environment || { wait; fail "not ready: see above"; } # `wait`: an installation under way is not cut off
 ensure_jars & jars=$!
 together $engine || { wait; fail "not ready: see above"; }

@@ -10,6 +10,11 @@ from services.cli.embedded_kafka import EmbeddedKafka
 from services.cli.embedded_postgres import EmbeddedPostgres
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the end-to-end tests try a system that is up already."""
+    parser.addoption("--system-at", type=Path, help="the data folder of a system that is up; else the tests start one")
+
+
 @pytest_asyncio.fixture(scope="session")
 async def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
     """A PostgreSQL server for the session."""

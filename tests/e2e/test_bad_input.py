@@ -10,8 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from schemas.cloudevents import decode
 from schemas.topics import DEAD_LETTERS, DISPATCH, LOAD, OUTPUT, RUNNERS, RUNS
-from services.cli.system import RunningSystem
-from tests.e2e.conftest import PRINT_AND_WRITE, Client
+from tests.e2e.conftest import PRINT_AND_WRITE, Client, System
 
 PROBLEM = "application/problem+json"
 
@@ -64,7 +63,7 @@ async def test_file_names_that_are_paths_or_options_are_refused(client: Client, 
 
 
 @pytest.mark.parametrize("kind", ["expired", "none", "foreign", "no-tenant", "other-audience"])
-async def test_tokens_that_are_not_ours_are_refused(client: Client, system: RunningSystem, kind: str) -> None:
+async def test_tokens_that_are_not_ours_are_refused(client: Client, system: System, kind: str) -> None:
     good = jwt.decode(system.token(), options={"verify_signature": False})
     secret = system.data_dir.secrets().jwt_secret
     claims: dict[str, Any] = {
@@ -142,7 +141,7 @@ async def test_a_script_that_ignores_sigterm_is_killed_after_the_grace_period(cl
     assert 1 + 3 <= run["usage"]["wall_seconds"] < 30
 
 
-async def test_poison_on_every_topic_is_set_aside_and_the_rest_goes_on(client: Client, system: RunningSystem) -> None:
+async def test_poison_on_every_topic_is_set_aside_and_the_rest_goes_on(client: Client, system: System) -> None:
     mark = "poison-of-this-test"
     producer = AIOKafkaProducer(bootstrap_servers=system.kafka_bootstrap_servers)
     await producer.start()
@@ -167,7 +166,7 @@ async def test_poison_on_every_topic_is_set_aside_and_the_rest_goes_on(client: C
     await letters.stop()
 
 
-async def test_duplicate_deliveries_change_nothing(client: Client, system: RunningSystem) -> None:
+async def test_duplicate_deliveries_change_nothing(client: Client, system: System) -> None:
     model_id, run = await client.trained(PRINT_AND_WRITE)
     run_id = run["run_id"]
     path = f"/api/v1/models/{model_id}/runs/{run_id}"

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import pytest_asyncio
 
 from services.auditor.verify import verify
 from services.cli.system import RunningSystem, SystemOptions, running_system
 from tests.e2e.test_faults import PatientClient
+
+pytestmark = pytest.mark.own_parts
 
 TRAINS = """
 import os, pathlib, time

@@ -8,9 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services.cli.system import RunningSystem
 from services.cli.tokens import Claims
-from tests.e2e.conftest import PRINT_AND_WRITE, Client
+from tests.e2e.conftest import PRINT_AND_WRITE, Client, System
 
 EXAMPLE: dict[str, Any] = {
     "entry_point": "train.py",
@@ -81,7 +80,7 @@ async def test_base_path_and_path_and_method_are_as_written(client: Client) -> N
 
 
 @pytest.mark.parametrize("header", [None, "Bearer nonsense", "Basic dXNlcjpwYXNz", "Bearer"])
-async def test_requires_a_valid_bearer_token(client: Client, system: RunningSystem, header: str | None) -> None:
+async def test_requires_a_valid_bearer_token(client: Client, system: System, header: str | None) -> None:
     model_id = await client.model()
     async with httpx.AsyncClient(base_url=system.api_url) as http:
         headers = {} if header is None else {"Authorization": header}
@@ -90,7 +89,7 @@ async def test_requires_a_valid_bearer_token(client: Client, system: RunningSyst
     assert refused.headers["www-authenticate"].startswith("Bearer")
 
 
-async def test_a_token_without_the_scope_is_forbidden(client: Client, system: RunningSystem) -> None:
+async def test_a_token_without_the_scope_is_forbidden(client: Client, system: System) -> None:
     model_id = await client.model()
     token = system.token(Claims(scopes=("models:read",)))
     headers = {"Authorization": f"Bearer {token}"}

@@ -29,6 +29,7 @@ def runyard(*words: object, timeout_s: float) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.own_parts
 @pytest.mark.timeout(600)
 def test_the_demo_trains_a_real_model_shows_every_step_and_leaves_nothing_running(tmp_path: Path) -> None:
     data_dir = tmp_path / "demo"

@@ -14,6 +14,8 @@ import pytest
 from services.cli.system import RunningSystem
 from tests.e2e.conftest import Client
 
+pytestmark = pytest.mark.own_parts
+
 STEPS = 120
 COUNTS = f"""
 import json, os, pathlib, time

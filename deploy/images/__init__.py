@@ -1,0 +1,1 @@
+"""The images of compose.yaml, for sites that no registry can be reached from."""
