@@ -3,23 +3,25 @@
 Offsets, and outbox rows that are marked sent, mean nothing to another cluster: one that answers in its place, since
 the data of the first was lost, has never heard of the runs. So a service joins the cluster that its schema names, holds
 a shared lock on that name while it works, and waits while another one answers, until `runyard replay --open-runs` has
-told that one what it must know, and has named it. The first cluster ever is taken as it is.
+told that one what it must know, and has named it. The first cluster ever is taken as it is. A cluster that has lost its
+topics and kept its id cannot be told apart from before, so nobody works with it until it has a new one.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import asyncpg
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from schemas.topics import Topic
+from schemas.topics import RUNS, TOPICS, Topic
 from services.backbone.crash_points import crash_point
-from services.backbone.errors import TransientError, is_transient
+from services.backbone.errors import BrokerReplaced, TransientError, is_transient
 from services.backbone.health import Health
-from services.backbone.kafka import client_options
+from services.backbone.kafka import client_options, ensure_topics
 from services.backbone.postgres import Connection, open_connection
 from services.backbone.retry import until_it_works
 from services.backbone.settings import ServiceSettings
@@ -29,12 +31,9 @@ LOCK_CLASS = 7_305_004
 REQUEST_TIMEOUT_MS = 10_000
 LOOK_EVERY_S = 1.0
 CLOSE_TIMEOUT_S = 2.0
+GIVE_NEW_ID = "format it anew with another cluster id, then: runyard replay --open-runs"
 
 log = structlog.get_logger()
-
-
-class BrokerReplaced(Exception):
-    """Another cluster answers now: the process ends, and its next start waits until that one is named."""
 
 
 class Broker:
@@ -50,30 +49,29 @@ class Broker:
 
     async def join(self) -> str:
         """Wait until the cluster that answers is the one that the schema names; returns its id."""
-        self._health.expect(PART)
+        self._health.failing(PART, "Kafka or PostgreSQL has not answered yet")
         while True:
-            found = await cluster_id(self._settings)
-            if await until_it_works("postgres", lambda found=found: self._lock(found)):  # type: ignore[misc]
-                self.cluster_id = found
-                self._health.ok(PART, f"cluster {found}")
+            found = await until_it_works("kafka", lambda: describe(self._settings))
+            why_not = await until_it_works("postgres", lambda found=found: self._lock(found))  # type: ignore[misc]
+            if why_not is None:
+                self.cluster_id = found.cluster_id
+                self._health.ok(PART, f"cluster {self.cluster_id}")
                 crash_point("after_cluster_joined")
-                return found
-            told = f"Kafka cluster {found} answers, which this database does not speak of: runyard replay --open-runs"
-            self._health.failing(PART, told)
-            log.warning("broker_not_ours", schema=self._schema, cluster_id=found)
+                return self.cluster_id
+            self._health.failing(PART, why_not)
+            log.warning("broker_not_ours", schema=self._schema, cluster_id=found.cluster_id, why=why_not)
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def hold(self, every_s: float) -> None:
         """Make sure, from time to time, that nothing has changed.
 
         Raises:
-            BrokerReplaced: another cluster answers, or another one is named.
+            BrokerReplaced: another cluster answers, it has lost its topics, or another one is named.
         """
         while True:
-            await asyncio.sleep(every_s)
-            found = await cluster_id(self._settings)
-            if found != self.cluster_id or not await until_it_works("postgres", self._still_held):
-                raise BrokerReplaced(f"cluster {found} answers in place of {self.cluster_id}")
+            found = await _still_there(self._settings, self.cluster_id, every_s)
+            if not await until_it_works("postgres", lambda found=found: self._still_held(found)):  # type: ignore[misc]
+                raise BrokerReplaced(f"cluster {self.cluster_id} is not the one to work with any more")
 
     async def leave(self) -> None:
         """Let go of the lock."""
@@ -82,7 +80,7 @@ class Broker:
             with contextlib.suppress(OSError, asyncpg.InterfaceError, TimeoutError):
                 await connection.close(timeout=CLOSE_TIMEOUT_S)
 
-    async def _still_held(self) -> bool:
+    async def _still_held(self, found: "Cluster") -> bool:
         """Whether the lock is held; after the connection broke it is taken again, if it is there to be taken."""
         if self._connection is not None:
             try:
@@ -91,29 +89,39 @@ class Broker:
                 if not is_transient(error):
                     raise
                 await self.leave()
-        return await self._lock(self.cluster_id)
+        return await self._lock(found) is None
 
-    async def _lock(self, cluster: str) -> bool:
-        """Take the shared lock if this cluster is the named one, or the first."""
+    async def _lock(self, found: "Cluster") -> str | None:
+        """Take the shared lock if this cluster is the named one, or the first; returns why not."""
         connection = await open_connection(self._postgres_url, self._schema)
+        why_not: str | None = "it was not asked"
         try:
-            if await _try_lock(connection, self._schema) and await _named(connection, cluster) == cluster:
-                self._connection = connection
+            why_not = await self._why_not(connection, found)
         finally:
-            if self._connection is not connection:
+            if why_not is None:
+                self._connection = connection
+            else:
                 await connection.close(timeout=CLOSE_TIMEOUT_S)
-        return self._connection is connection
+        return why_not
+
+    async def _why_not(self, connection: Connection, found: "Cluster") -> str | None:
+        if not await _try_lock(connection, self._schema):
+            return "a Kafka cluster is being told the open runs"
+        if await named_cluster(connection) is None:
+            await ensure_topics(self._settings, TOPICS)  # before it is named: a named one without topics has lost them
+            await connection.execute(
+                "INSERT INTO broker (cluster_id) VALUES ($1) ON CONFLICT DO NOTHING", found.cluster_id
+            )
+        elif not found.has_history:
+            return f"Kafka cluster {found.cluster_id} has lost its topics: {GIVE_NEW_ID}"
+        if await named_cluster(connection) != found.cluster_id:
+            return f"Kafka cluster {found.cluster_id} answers, and another one is known: runyard replay --open-runs"
+        return None
 
 
 async def _try_lock(connection: Connection, schema: str) -> bool:
     held: bool = await connection.fetchval("SELECT pg_try_advisory_lock_shared($1, hashtext($2))", LOCK_CLASS, schema)
     return held
-
-
-async def _named(connection: Connection, cluster: str) -> str:
-    await connection.execute("INSERT INTO broker (cluster_id) VALUES ($1) ON CONFLICT DO NOTHING", cluster)
-    named: str = await connection.fetchval("SELECT cluster_id FROM broker")
-    return named
 
 
 # -- for the operator's step, which tells a new cluster what it must know
@@ -153,18 +161,32 @@ async def name_cluster(connection: Connection, schemas: Sequence[str], cluster: 
 # -- asking Kafka
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The Kafka cluster that answers, and the topics that it has."""
+
+    cluster_id: str
+    topics: frozenset[str]
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the topic is there that holds the life of every run."""
+        return RUNS.name in self.topics
+
+
 async def cluster_id(settings: ServiceSettings) -> str:
     """Ask Kafka for its cluster's id; waits, with backoff, for a broker that is not there yet."""
-    found, _ = await until_it_works("kafka", lambda: _describe(settings))
-    return found
+    return (await until_it_works("kafka", lambda: describe(settings))).cluster_id
 
 
 async def cluster_with(settings: ServiceSettings, topics: Sequence[Topic]) -> str:
     """Wait until a cluster answers that has these topics; returns its id."""
     while True:
-        found, existing = await until_it_works("kafka", lambda: _describe(settings))
-        if existing >= {topic.name for topic in topics}:
-            return found
+        found = await until_it_works("kafka", lambda: describe(settings))
+        missing = sorted({topic.name for topic in topics} - found.topics)
+        if not missing:
+            return found.cluster_id
+        log.info("waiting_for_topics", cluster_id=found.cluster_id, missing=missing)
         await asyncio.sleep(LOOK_EVERY_S)
 
 
@@ -172,21 +194,34 @@ async def watch(settings: ServiceSettings, expected: str, every_s: float) -> Non
     """Ask from time to time whether it is still the same cluster.
 
     Raises:
-        BrokerReplaced: it is another one.
+        BrokerReplaced: it is another one, or it has lost its topics.
     """
     while True:
-        await asyncio.sleep(every_s)
-        found = await cluster_id(settings)
-        if found != expected:
-            raise BrokerReplaced(f"cluster {found} answers in place of {expected}")
+        await _still_there(settings, expected, every_s)
 
 
-async def _describe(settings: ServiceSettings) -> tuple[str, set[str]]:
+async def describe(settings: ServiceSettings) -> Cluster:
+    """Ask Kafka once which cluster it is, and what it has.
+
+    Raises:
+        TransientError: it does not answer.
+    """
     admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=REQUEST_TIMEOUT_MS)
     try:
         await admin.start()
-        return str((await admin.describe_cluster())["cluster_id"]), set(await admin.list_topics())
+        topics = frozenset(await admin.list_topics())
+        return Cluster(str((await admin.describe_cluster())["cluster_id"]), topics)
     except KafkaError as error:
         raise TransientError(repr(error)) from error
     finally:
         await admin.close()
+
+
+async def _still_there(settings: ServiceSettings, expected: str, after_s: float) -> Cluster:
+    await asyncio.sleep(after_s)
+    found = await until_it_works("kafka", lambda: describe(settings))
+    if found.cluster_id != expected:
+        raise BrokerReplaced(f"cluster {found.cluster_id} answers in place of {expected}")
+    if not found.has_history:
+        raise BrokerReplaced(f"cluster {expected} has lost its topics")
+    return found

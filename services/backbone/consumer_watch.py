@@ -89,7 +89,8 @@ class ConsumerWatch:
             behind, self._silence = {}, f"Kafka does not answer: {error!r}"
         self._report()
         waiting = Counter({tp: max(0, lag) for tp, lag in behind.items()}) + self._in_hand
-        self._show({tp: waiting[tp] for tp in positions})
+        if self._silence is None:  # what was told last stands while Kafka tells nothing
+            self._show({tp: waiting[tp] for tp in positions})
         return waiting.total()
 
     def _report(self) -> None:

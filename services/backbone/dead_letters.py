@@ -20,6 +20,7 @@ from schemas.ids import event_id
 from schemas.topics import DEAD_LETTERS
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import TooMuchPoison
+from services.backbone.polling import UnreadableRecord
 from services.backbone.publisher import Outgoing, Publisher
 
 POISON_LIMIT = 10
@@ -104,13 +105,17 @@ def _letter(record: ConsumerRecord, reason: str, consumer: str) -> Outgoing:
         value_size_bytes=None if value is None else len(value),
         value_sha256=None if value is None else hashlib.sha256(value).hexdigest(),
         headers_base64=tuple((name, _base64(raw)) for name, raw in headers),
-        whole=headers == record.headers and kept_key == (record.key or b"") and len(value or b"") <= MOST_VALUE_BYTES,
+        whole=_fits(record, headers, kept_key) and not isinstance(record, UnreadableRecord),
     )
     place = f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}"
     identity = event_id(place, 0, f"{data.type}/{consumer}")
     event = CloudEvent(identity, f"/runyard/{consumer}", place, datetime.now(UTC), data)
     attributes, letter = encode(event)
     return Outgoing(DEAD_LETTERS.name, kept_key.decode(errors="replace") or record.topic, attributes, letter)
+
+
+def _fits(record: ConsumerRecord, headers: tuple[tuple[str, bytes | None], ...], key: bytes) -> bool:
+    return headers == record.headers and key == (record.key or b"") and len(record.value or b"") <= MOST_VALUE_BYTES
 
 
 def _headers_that_fit(headers: Iterable[tuple[str, bytes | None]]) -> Iterable[tuple[str, bytes | None]]:

@@ -7,6 +7,7 @@
     ├── PoisonError             this message can never be handled: to the dead letters, with its reason
     ├── TooMuchPoison           so many that the consumer stops and says so
     ├── Stuck                   a part stands still though nothing keeps it from working: the process ends
+    ├── BrokerReplaced          another Kafka cluster answers: the process ends, and its next start waits for it
     ├── ObjectMissing           no object of that key
     ├── ObjectExists            an object of that key is there already
     └── SealBroken              sealed bytes that this key and subject do not open
@@ -43,6 +44,10 @@ class TooMuchPoison(BackboneError):
 
 class Stuck(BackboneError):
     """A part stands still though nothing keeps it from working; a new process may do better."""
+
+
+class BrokerReplaced(BackboneError):
+    """Another cluster answers now: the process ends, and its next start waits until that one is named."""
 
 
 class ObjectMissing(BackboneError):

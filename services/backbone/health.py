@@ -55,6 +55,10 @@ class Health:
         """Whether a part last reported that it works."""
         return name in self.parts and self.parts[name].ok
 
+    def fails(self, name: str) -> bool:
+        """Whether a part last reported that it does not work; one that is not there does not fail."""
+        return name in self.parts and not self.parts[name].ok
+
     @property
     def ready(self) -> bool:
         """Whether every part works."""

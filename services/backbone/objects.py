@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -21,6 +21,8 @@ from services.backbone.crash_points import crash_point
 from services.backbone.errors import ObjectExists, ObjectMissing, ObjectUnavailable
 
 CHUNK_BYTES = 1 << 20
+RETRY_FOR = timedelta(seconds=60)
+"""How long a bucket that does not answer is asked again: well below what a watchdog takes for a standstill."""
 STAGED = re.compile(r".+#\d+")
 """How a local store names a file while it is written (`LocalStore` of the object_store crate); no listing shows it."""
 
@@ -56,7 +58,11 @@ class Objects:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._folder = Path(parts.path) if parts.scheme == "file" else None
-        self._store: ObjectStore = LocalStore(self._folder, mkdir=True) if self._folder else from_url(url)
+        self._store: ObjectStore = (
+            LocalStore(self._folder, mkdir=True)
+            if self._folder
+            else from_url(url, retry_config={"retry_timeout": RETRY_FOR})
+        )
 
     async def store_content(self, chunks: AsyncIterator[bytes], max_bytes: int) -> StoredObject:
         """Store a stream under its digest.

@@ -93,7 +93,10 @@ class CarefulConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         return polled
 
     async def _poll_carefully(self, timeout_ms: int, max_records: int) -> Records:
-        """Take records one by one until the one that cannot be read is found."""
+        """Take records one by one until the one that cannot be read is found, or all that is there could be read.
+
+        What was taken is handed over whatever happens behind it: its position has moved on.
+        """
         found: Records = {}
         for partition in sorted(self.positions()):
             for _ in range(max_records):
@@ -103,6 +106,8 @@ class CarefulConsumer(AIOKafkaConsumer):  # type: ignore[misc]
                     raise
                 except Exception as error:
                     if not _unreadable(error):
+                        if found:
+                            return found
                         raise
                     self._careful, self.in_hand = False, True
                     found.setdefault(partition, []).append(self._step_over(partition, error))
@@ -111,6 +116,7 @@ class CarefulConsumer(AIOKafkaConsumer):  # type: ignore[misc]
                     break
                 self.in_hand = True
                 found.setdefault(partition, []).extend(polled[partition])
+        self._careful = False
         return found
 
     def _step_over(self, partition: TopicPartition, error: Exception) -> UnreadableRecord:
@@ -128,5 +134,10 @@ class CarefulConsumer(AIOKafkaConsumer):  # type: ignore[misc]
 
 
 def _unreadable(error: Exception) -> bool:
-    """Whether a failed poll met a record, not a broker: other errors of Kafka are not about one record."""
-    return isinstance(error, CorruptRecordException | UnsupportedCodecError) or not isinstance(error, KafkaError)
+    """Whether a failed poll met a record: neither a broker that is away nor a bug is about one record.
+
+    What decompressors raise has no class in common; what is named here is none of it.
+    """
+    if isinstance(error, KafkaError):
+        return isinstance(error, CorruptRecordException | UnsupportedCodecError)
+    return not isinstance(error, OSError | RuntimeError | AssertionError | AttributeError | NameError)

@@ -11,12 +11,13 @@ import os
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from services.backbone.errors import Stuck
 from services.backbone.health import Health
+from services.backbone.postgres import PART as POSTGRES
 
 LOOK_EVERY_S = 2.0
 LONGEST_STEP_S = 2 * LOOK_EVERY_S
@@ -79,6 +80,7 @@ class Watchdog:
             Stuck: it has stood still for longer than the limit.
         """
         now = time.monotonic()
+        seen = replace(seen, excused=seen.excused or self.health.fails(POSTGRES))
         self._standstill = stands_still(self._standstill, seen, now - self._looked_at)
         self._looked_at = now
         if self._standstill.for_s > self.health.stuck_after_s:

@@ -17,7 +17,7 @@ import asyncpg
 from schemas.topics import RUNS, TOPICS
 from services.api import store_runs as registry
 from services.auditor import store as ledger
-from services.backbone.broker import cluster_id, name_cluster, named_cluster, wait_until_left
+from services.backbone.broker import GIVE_NEW_ID, describe, name_cluster, named_cluster, wait_until_left
 from services.backbone.kafka import client_options, ensure_topics
 from services.backbone.outbox import OutboxRow, kept, kept_about
 from services.backbone.postgres import open_connection
@@ -64,12 +64,14 @@ async def republish_open_runs(
         only_if_replaced: do nothing where the cluster is the one that the services know.
 
     Raises:
-        CliError: a service still works with the old cluster.
+        CliError: a service still works with the old cluster, or the new one has the old one's id.
     """
     async with _schemas(admin_url) as of:
-        found = await cluster_id(kafka)
-        named = [await named_cluster(connection) for connection in of.values()]
+        cluster = await until_it_works("kafka", lambda: describe(kafka))
+        found, named = cluster.cluster_id, [await named_cluster(connection) for connection in of.values()]
         replaced = any(each not in (None, found) for each in named)
+        if found in named and not replaced and not cluster.has_history:
+            raise CliError(f"Kafka cluster {found} has lost its topics and kept its id: {GIVE_NEW_ID}")
         if only_if_replaced and not replaced:
             return Retold(found, replaced, 0, 0)
         if replaced:

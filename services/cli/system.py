@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from services.backbone.migrations import MigrationChanged
+from services.backbone.retry import until_it_works
 from services.backbone.settings import ServiceSettings
 from services.cli.data_dir import DataDir, Secrets
 from services.cli.embedded_kafka import EmbeddedKafka
@@ -212,7 +213,7 @@ class RunningSystem:
                 await server.stop()
                 try:
                     await server.start()
-                    await self._tell_new_broker()
+                    await until_it_works("PostgreSQL", self._tell_new_broker)
                 except ServerFailed as error:
                     raise CliError(str(error)) from error
                 silent = 0

@@ -12,8 +12,8 @@ import structlog
 from schemas.events import RunQueued
 from schemas.parts import Usage
 from schemas.reason import Reason, RunStatus
-from services.backbone.broker import BrokerReplaced
 from services.backbone.crash_points import crash_point
+from services.backbone.errors import BrokerReplaced
 from services.runner import events, folder
 from services.runner.artifact import Collected, Collection, Limits, NoArtifact, collect
 from services.runner.errors import EngineRefused, EngineUnavailable

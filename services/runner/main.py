@@ -13,9 +13,10 @@ from functools import partial
 import structlog
 
 from schemas.topics import DISPATCH, TOPICS
-from services.backbone.broker import BrokerReplaced, cluster_id, cluster_with, watch
+from services.backbone.broker import cluster_id, cluster_with, watch
 from services.backbone.consumer import Consumer, Subscription
 from services.backbone.crash_points import crash_point
+from services.backbone.errors import BrokerReplaced
 from services.backbone.health import Health, serve_health
 from services.backbone.kafka import client_options
 from services.backbone.objects import Objects
@@ -80,7 +81,7 @@ class Runner:
             group.create_task(sweep.run())
 
     async def _listen(self) -> None:
-        """Announce the runner, tell what happens, and read what is meant for it.
+        """Tell what happens, and take part in what is to be done.
 
         Topics are made by the services that own a database, who know whether this is still their cluster.
 
@@ -92,6 +93,13 @@ class Runner:
             raise BrokerReplaced(f"cluster {cluster} has not heard of this runner's attempts")
         crash_point("after_cluster_adopted")
         self.roster.around.may_tell.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.delivery.run())
+            group.create_task(watch(self.settings, cluster, self.settings.broker_check_s))
+            group.create_task(self._take_part())
+
+    async def _take_part(self) -> None:
+        """Announce the runner and read what is meant for it, once the engine has said which runtimes there are."""
         runner_id = self.journal.runner_id
         offered = await self.engine.ask(lambda _: runtimes())
         log.info("runtimes_offered", runtimes=offered)
@@ -105,8 +113,6 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(dispatch.run())
             group.create_task(self.heart.run(offer))
-            group.create_task(self.delivery.run())
-            group.create_task(watch(self.settings, cluster, self.settings.broker_check_s))
 
 
 def wire(settings: RunnerSettings) -> Runner:

@@ -6,8 +6,6 @@ or on a point that nobody reached.
 
 import argparse
 import asyncio
-import contextlib
-import os
 import secrets
 import sys
 import tempfile
@@ -24,8 +22,8 @@ from tests.chaos.crash_places import Place, all_places
 from tests.chaos.crash_scenarios import SCENARIOS, Scenario, covered
 from tests.chaos.crash_scenes import Stage
 from tests.chaos.evidence import Evidence
-from tests.chaos.gathering import Witnesses, at_rest, gather, gather_after, open_runs
-from tests.chaos.harness import Chaos, ChaosOptions, chaos_system
+from tests.chaos.gathering import Witnesses, at_rest, gather, gather_after, let_a_day_pass, open_runs
+from tests.chaos.harness import ChaosOptions, chaos_system
 from tests.chaos.invariants import check
 from tests.chaos.observing import Observer
 from tests.chaos.submitting import Book
@@ -68,7 +66,7 @@ async def campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario] = SC
                 wrong += await _round(stage, _begun_at(scenarios, turn * 7))
                 log.info("round_played", round=turn + 1, of=rounds, kills=len(armory.kills), wrong=wrong)
             stopped = time.time()
-            _let_a_day_pass(chaos)
+            let_a_day_pass(chaos)
             if not await at_rest(chaos, book, SETTLE_S):
                 wrong.append(f"it does not come to rest; open runs: {await open_runs(chaos, book)}")
         finally:
@@ -85,15 +83,6 @@ def _begun_at(scenarios: Sequence[Scenario], first: int) -> Sequence[Scenario]:
     """Begin elsewhere in each round, so that other scenarios meet."""
     first %= len(scenarios)
     return [*scenarios[first:], *scenarios[:first]]
-
-
-def _let_a_day_pass(chaos: Chaos) -> None:
-    """Make what killed uploads and refused submissions left look a day old, which is when the api sweeps it."""
-    moment = time.time() - 2 * 24 * 3600
-    for kind in ("uploads", "variables"):
-        for path in (chaos.data_dir.path / "objects" / kind).rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(path, (moment, moment))
 
 
 def _ours(evidence: Evidence) -> Evidence:

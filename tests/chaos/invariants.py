@@ -215,6 +215,8 @@ def nobody_ends_for_want_of_kafka(evidence: Evidence) -> Iterator[str]:
         if event.type == LOST and not _explained(evidence, event):
             reason = event.data.get("reason")
             yield f"{event.run_id}: attempt {event.data.get('attempt')} was lost ({reason}) while its engine was there"
+        if event.type == REQUEUED and event.stale is None and not _had_a_cause(evidence, event):
+            yield f"{event.run_id}: attempt {event.data['attempt'] - 1} was replaced though nothing was wrong with it"
     for lifetime in evidence.lifetimes:
         yield from _died_of_silence(evidence, lifetime, stopped)
 
@@ -348,6 +350,20 @@ def _explained(evidence: Evidence, lost: StoredEvent) -> bool:
     began = min([lost.occurred, *(each.started for each in lifetimes)])
     return any(
         outage.part == "engine" and outage.began <= lost.occurred and outage.ended >= began - SLACK_S
+        for outage in evidence.outages
+    )
+
+
+def _had_a_cause(evidence: Evidence, requeued: StoredEvent) -> bool:
+    """Whether an attempt was replaced because its runner gave it up, or could not be heard for a lease."""
+    attempt = requeued.data["attempt"] - 1
+    before = [event for event in evidence.events_of(requeued.run_id) if event.data.get("attempt") == attempt]
+    if any(event.type == LOST for event in before):
+        return True
+    runners = {_name_of(evidence, event.data.get("runner_id", "")) for event in before if event.type == QUEUED}
+    since = requeued.occurred - evidence.terms.lease_s - evidence.terms.return_s
+    return any(
+        outage.part in runners | {"kafka"} and outage.began <= requeued.occurred and outage.ended >= since
         for outage in evidence.outages
     )
 

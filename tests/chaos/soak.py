@@ -22,8 +22,17 @@ from rich.table import Table
 
 from tests.chaos import private_engine
 from tests.chaos.evidence import Evidence, StoredEvent
-from tests.chaos.faults import Breaker, Fault, plan
-from tests.chaos.gathering import Witnesses, at_rest, duplicates, gather, gather_after, lost_attempts, open_runs
+from tests.chaos.faults import ONCE_EACH, Breaker, Fault, plan
+from tests.chaos.gathering import (
+    Witnesses,
+    at_rest,
+    duplicates,
+    gather,
+    gather_after,
+    let_a_day_pass,
+    lost_attempts,
+    open_runs,
+)
 from tests.chaos.harness import Chaos, ChaosOptions, chaos_system
 from tests.chaos.invariants import ENDS, Violation, check
 from tests.chaos.observing import Observer
@@ -64,7 +73,9 @@ async def soak(options: SoakOptions, say: Say = lambda line: None) -> Outcome:
     random, duration_s = Random(options.seed), options.minutes * 60
     canary = f"canary{random.getrandbits(160):040x}"
     with_engine = private_engine.possible()
-    system = ChaosOptions(private_engine=with_engine)
+    system = ChaosOptions({"RUNYARD_SWEEP_EVERY_S": "5"}, private_engine=with_engine)
+    if not with_engine:
+        say("no engine of its own (that takes root and dockerd): the engine is not broken")
     faults = plan(random, duration_s, system.lease_s, engine=with_engine)
     todo = in_bursts(random, orders(random, round(options.runs_per_minute * options.minutes), canary), duration_s)
     say(f"seed {options.seed}: {len(todo)} runs and {len(faults)} faults in {duration_s:.0f} s")
@@ -78,6 +89,7 @@ async def soak(options: SoakOptions, say: Say = lambda line: None) -> Outcome:
             await _break_while_submitting(chaos, breaker, faults, _Work(todo, book, duration_s))
             stopped, began = time.time(), time.monotonic()
             say("the faults have stopped; waiting until nothing moves")
+            let_a_day_pass(chaos)
             await at_rest(chaos, book, MAX_ATTEMPTS * (LONGEST_LIMIT_S + system.lease_s) + SETTLE_S)
             drained_s = time.monotonic() - began
             say(f"drained after {drained_s:.1f} s; {len(await open_runs(chaos, book))} runs are open")
@@ -175,6 +187,14 @@ def _counted(words: Iterable[str]) -> str:
     return ", ".join(f"{word} {count}" for word, count in Counter(words).most_common())
 
 
+def shortfalls(outcome: Outcome, ordered: int) -> list[str]:
+    """Say which kinds of fault did not happen, and whether fewer runs were accepted than ordered."""
+    wanted = [what for what in ONCE_EACH if private_engine.possible() or not what.endswith("engine")]
+    accepted = len({told.run_id for told in outcome.evidence.accepted})
+    missing = [f"{what} never happened" for what in wanted if what not in outcome.breaker.recoveries]
+    return missing + ([f"{accepted} of {ordered} runs were accepted"] if accepted < ordered else [])
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
@@ -193,7 +213,10 @@ def main() -> int:
 
     outcome = asyncio.run(soak(SoakOptions(asked.minutes, asked.seed, folder, asked.runs_per_minute), say))
     console.print(summary(outcome))
-    if not outcome.violations:
+    short = shortfalls(outcome, round(asked.runs_per_minute * asked.minutes))
+    for shortfall in short:
+        say(f"NOT DONE {shortfall}")
+    if not outcome.violations and not short:
         say(f"no violation (seed {asked.seed})")
         shutil.rmtree(folder)
         return 0

@@ -23,10 +23,10 @@ from tests.chaos.invariants import check
 RUN, DIGEST, CANARY = "run-custom-20260313-f7e2a1", "d" * 64, "canary0123456789abcdef0123456789"
 FACTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("training_requested", {"run_id": RUN}),
-    ("queued", {"attempt": 1}),
+    ("queued", {"attempt": 1, "runner_id": "rnr-1"}),
     ("started", {"attempt": 1}),
     ("requeued", {"attempt": 2}),
-    ("queued", {"attempt": 2}),
+    ("queued", {"attempt": 2, "runner_id": "rnr-2"}),
     ("started", {"attempt": 2}),
     ("succeeded", {"attempt": 2, "reason": None, "artifact": {"sha256": DIGEST}}),
     ("model_version_created", {}),
@@ -210,6 +210,15 @@ async def test_i9_a_run_that_ended_otherwise_than_its_script_does() -> None:
 async def test_i9_an_attempt_that_was_lost_while_its_engine_was_there() -> None:
     lost = with_event(4, type="runyard.run.attempt_lost.v1", data={"attempt": 1, "reason": "container_lost"})
     assert "I9" in await broken(replace(HONEST, stored=lost))
+
+
+async def test_i9_an_attempt_that_was_replaced_needs_a_cause() -> None:
+    elsewhere = replace(HONEST, outages=(Outage("runner-2", "cut_off", 100.0, 120.0),))
+    assert "I9" in await broken(elsewhere)
+    long_before = replace(HONEST, outages=(Outage("runner", "cut_off", 10.0, 60.0),))
+    assert "I9" in await broken(long_before)
+    without_a_broker = replace(HONEST, outages=(Outage("kafka", "killed", 100.0, 108.0),))
+    assert "I9" not in await broken(without_a_broker)
 
 
 async def test_i10_a_container_that_is_left() -> None:

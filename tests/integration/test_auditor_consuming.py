@@ -17,7 +17,8 @@ from schemas.topics import DEAD_LETTERS, RUNS, address_of
 from services.auditor.main import audit
 from services.auditor.settings import AuditorSettings
 from services.auditor.verify import verify
-from services.backbone.broker import BrokerReplaced, cluster_id, watch
+from services.backbone.broker import cluster_id, watch
+from services.backbone.errors import BrokerReplaced
 from services.backbone.health import Health
 from services.backbone.kafka import client_options
 from services.backbone.settings import ServiceSettings
@@ -150,7 +151,7 @@ async def refusals(settings: ServiceSettings, mark: str, wanted: int) -> list[st
     return found
 
 
-async def test_an_auditor_ends_when_another_broker_answers(settings: AuditorSettings) -> None:
+async def test_whoever_watches_a_cluster_is_told_when_another_one_answers(settings: AuditorSettings) -> None:
     found = await cluster_id(settings)
     with pytest.raises(BrokerReplaced):
         await watch(settings, f"not-{found}", every_s=0.01)

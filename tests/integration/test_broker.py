@@ -6,14 +6,16 @@ import asyncpg
 import pytest
 
 from services.backbone.broker import (
+    GIVE_NEW_ID,
     PART,
     Broker,
-    BrokerReplaced,
+    Cluster,
     cluster_id,
     name_cluster,
     named_cluster,
     wait_until_left,
 )
+from services.backbone.errors import BrokerReplaced
 from services.backbone.health import Health
 from services.backbone.settings import ServiceSettings
 from tests.integration.conftest import Database
@@ -100,3 +102,11 @@ async def test_a_new_cluster_is_not_told_before_the_last_service_has_let_go_of_t
     await broker.leave()
     await wait_until_left(admin, SCHEMA, patience_s=5)
     await admin.close()
+
+
+async def test_a_cluster_that_kept_its_id_and_lost_its_topics_is_not_worked_with(broker: Broker) -> None:
+    cluster = await broker.join()
+    await broker.leave()
+    assert GIVE_NEW_ID in str(await broker._lock(Cluster(cluster, frozenset({"another.topic"}))))
+    assert await broker._lock(Cluster(cluster, frozenset({"runyard.runs"}))) is None
+    await broker.leave()

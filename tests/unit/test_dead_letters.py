@@ -11,6 +11,7 @@ from schemas.cloudevents import CloudEvent, decode
 from schemas.events import MessageRefused
 from services.backbone.dead_letters import MOST_REASON_CHARACTERS, DeadLetters, _letter
 from services.backbone.kafka import MAX_RECORD_BYTES
+from services.backbone.polling import UnreadableRecord
 from services.backbone.publisher import Publisher
 from services.cli.dead_letters import _moment, described, printable, summary
 from services.cli.errors import UsageRefused
@@ -49,6 +50,13 @@ def test_a_letter_about_anything_fits_on_its_topic_and_says_that_it_is_not_all(l
     data, size = refused(large, reason="r" * MOST_REASON_CHARACTERS)
     assert size < MAX_RECORD_BYTES // 4
     assert not data.whole
+
+
+def test_a_letter_about_a_record_that_cannot_be_read_does_not_pretend_to_hold_it() -> None:
+    nothing: Any = (-1, 0, None, None, None, -1, -1, ())
+    data, _ = refused(UnreadableRecord("runyard.runs", 3, 17, *nothing, why="the record cannot be read"))
+    assert not data.whole
+    assert (data.key_base64, data.value_base64, data.headers_base64) == (None, None, ())
 
 
 def test_a_letter_about_an_ordinary_message_holds_all_of_it() -> None:

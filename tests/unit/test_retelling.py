@@ -6,6 +6,7 @@ them had come, all of them must agree once they have folded what is told again.
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from schemas.reason import Reason
 from schemas.run import Run, end_of, evolve
 from services.auditor.history import Arrival, Position
 from services.backbone.outbox import OutboxRow
-from services.cli.retelling import Known, retell
+from services.cli.retelling import WITHIN_ATTEMPT, Known, retell
 from tests import life_of_a_run as life
 
 PLACE = Position(1, "runyard.runs", 0, 0)
@@ -91,6 +92,10 @@ def test_an_end_of_the_schedulers_own_is_not_told_in_the_runners_name() -> None:
     assert run is not None
     again = told_again(Known(life.RUN_ID, [], [kept(each) for each in history], [run]))
     assert again == history
+
+
+def test_every_fact_of_a_run_has_its_place() -> None:
+    assert [fact for fact in get_args(RunFact) if not issubclass(fact, WITHIN_ATTEMPT)] == []
 
 
 def test_an_event_of_an_unknown_type_is_told_byte_for_byte() -> None:
