@@ -51,6 +51,18 @@ def test_a_stuck_part_is_told_to_the_probes_before_it_ends_the_process() -> None
     assert not health.ready
 
 
+def test_nobody_is_stuck_while_the_database_does_not_answer() -> None:
+    health = Health(stuck_after_s=0)
+    watchdog = Watchdog("api.runs", health)
+    health.failing("postgres", "PostgreSQL does not answer")
+    for _ in range(3):
+        watchdog.look(WAITS, "3 records wait")
+    assert health.stuck is None
+    health.ok("postgres")
+    with pytest.raises(Stuck):
+        watchdog.look(WAITS, "3 records wait")
+
+
 def test_what_a_service_did_on_purpose_is_found_among_all_that_ended_it() -> None:
     flood, stuck = TooMuchPoison("10 of the last 100"), Stuck("the relay")
     failure = ExceptionGroup("", [KeyError("a bug"), ExceptionGroup("", [flood]), stuck])
