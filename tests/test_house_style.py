@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,12 @@ def test_every_module_says_what_it_owns_and_packages_hold_nothing_else() -> None
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
     assert [name_of(path) for path in CODE if path.stem in VAGUE or VAGUE & set(path.stem.split("_"))] == []
+
+
+def test_every_folder_of_tests_is_run() -> None:
+    run = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["testpaths"])
+    folders = {name_of(path.parent) for path in TESTS if path.name.startswith("test_")} - {"tests"}
+    assert folders | {"tests/test_house_style.py"} == run
 
 
 def test_only_stores_speak_sql() -> None:
