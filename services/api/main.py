@@ -114,6 +114,7 @@ async def _follow_topics(settings: ApiSettings, context: Context, publisher: Pub
             group.create_task(Consumer(settings, load, publisher, health).run())
             group.create_task(broker.hold(settings.broker_check_s))
     finally:
+        await publisher.close()  # before another cluster may be told anything
         await broker.leave()
 
 

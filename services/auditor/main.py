@@ -58,8 +58,8 @@ async def audit(settings: AuditorSettings, health: Health, group: str) -> None:
             tasks.create_task(broker.hold(settings.broker_check_s))
             tasks.create_task(watch_postgres(pool, health))
     finally:
+        await publisher.close()  # before another cluster may be told anything
         await broker.leave()
-        await publisher.close()
         await pool.close()
 
 

@@ -105,7 +105,7 @@ class Broker:
         return why_not
 
     async def _why_not(self, connection: Connection, found: "Cluster") -> str | None:
-        if not await _try_lock(connection, self._schema):
+        if not await share_lock(connection, self._schema):
             return "a Kafka cluster is being told the open runs"
         if await named_cluster(connection) is None:
             await ensure_topics(self._settings, TOPICS)  # before it is named: a named one without topics has lost them
@@ -119,7 +119,8 @@ class Broker:
         return None
 
 
-async def _try_lock(connection: Connection, schema: str) -> bool:
+async def share_lock(connection: Connection, schema: str) -> bool:
+    """Try to keep the operator's step away from a schema, for as long as the connection lives."""
     held: bool = await connection.fetchval("SELECT pg_try_advisory_lock_shared($1, hashtext($2))", LOCK_CLASS, schema)
     return held
 

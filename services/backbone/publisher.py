@@ -5,7 +5,6 @@ is thrown away. After `PublishFailed` the outcome is unknown: the caller sends t
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -98,9 +97,12 @@ class Publisher:
         """Stop the producer, waiting for what is under way no longer than the limit."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(TimeoutError, KafkaError):
+            try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await producer.stop()
+            except (TimeoutError, KafkaError) as error:
+                log.warning("producer_not_emptied", error=repr(error))
+                await producer.client.close()  # what was not sent by now must not be sent behind our back
 
     async def _ready(self) -> AIOKafkaProducer:
         async with self._starting:

@@ -13,8 +13,9 @@ import asyncpg
 import structlog
 from prometheus_client import Gauge
 
+from services.backbone.broker import named_cluster, share_lock
 from services.backbone.crash_points import crash_point
-from services.backbone.errors import is_transient
+from services.backbone.errors import BrokerReplaced, is_transient
 from services.backbone.health import Health
 from services.backbone.outbox import OutboxRow, mark_sent, oldest_unsent_s, unsent
 from services.backbone.postgres import open_connection
@@ -44,6 +45,7 @@ class Relay:
         self._first_topic = first_topic
         self._health = health
         self._wake = asyncio.Event()
+        self._cluster_id: str | None = None
         self._sent = 0
         self._relays = False
         self._failure: str | None = None
@@ -52,7 +54,7 @@ class Relay:
         """Relay for ever; a transient failure starts over with a new connection.
 
         Raises:
-            ExceptionGroup: a bug, or `Stuck`: rows wait, nothing fails, and still none is sent.
+            ExceptionGroup: a bug; `Stuck`: rows wait, nothing fails, and still none is sent; or `BrokerReplaced`.
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._relay_for_ever())
@@ -91,10 +93,21 @@ class Relay:
                 await connection.close(timeout=2)
 
     async def _lock(self, connection: asyncpg.Connection) -> bool:
+        """Take the relay's own lock, and share the one that keeps the operator's step away.
+
+        Both hang on this connection: a relay that lost it, with the database, must not tell a cluster that others are
+        just telling the open runs.
+        """
         held: bool = await connection.fetchval(
             "SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK_CLASS, self._schema
         )
-        return held
+        if not held or not await share_lock(connection, self._schema):
+            return False
+        named = await named_cluster(connection)
+        self._cluster_id = self._cluster_id or named
+        if named != self._cluster_id:
+            raise BrokerReplaced(f"cluster {named} is to be worked with in place of {self._cluster_id}")
+        return True
 
     def _notified(self, *_: object) -> None:
         self._wake.set()

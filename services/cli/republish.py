@@ -6,6 +6,7 @@ makes the other topics, which is what runners wait for, and only then names the 
 May be killed anywhere and begun again: what is told twice is absorbed by its ids.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from services.backbone.broker import GIVE_NEW_ID, describe, name_cluster, named_
 from services.backbone.kafka import client_options, ensure_topics
 from services.backbone.outbox import OutboxRow, kept, kept_about
 from services.backbone.postgres import open_connection
-from services.backbone.publisher import Publisher
+from services.backbone.publisher import SEND_TIMEOUT_S, STOP_TIMEOUT_S, Publisher
 from services.backbone.retry import until_it_works
 from services.backbone.settings import ServiceSettings
 from services.cli.errors import CliError
@@ -33,6 +34,8 @@ PAGE_RUNS = 100
 PAGE_ROWS = 5_000
 BATCH_RECORDS = 500
 PATIENCE_S = 90.0
+EMPTIED_AFTER_S = SEND_TIMEOUT_S + STOP_TIMEOUT_S
+"""How long a producer may still send what it was given before its process let go."""
 
 Progress = Callable[[int, int, int], None]
 """Told from time to time: runs told, of how many, and events."""
@@ -53,7 +56,12 @@ def no_progress(*_: int) -> None:
 
 
 async def republish_open_runs(
-    admin_url: str, kafka: ServiceSettings, progress: Progress = no_progress, *, only_if_replaced: bool = False
+    admin_url: str,
+    kafka: ServiceSettings,
+    progress: Progress = no_progress,
+    *,
+    only_if_replaced: bool = False,
+    emptied_after_s: float = EMPTIED_AFTER_S,
 ) -> Retold:
     """Publish the history of every open run to the cluster that answers, and let the services go on with it.
 
@@ -62,6 +70,7 @@ async def republish_open_runs(
         kafka: how to reach the broker.
         progress: called after each page of runs.
         only_if_replaced: do nothing where the cluster is the one that the services know.
+        emptied_after_s: how long producers of services may still send after these let go; 0 where none runs.
 
     Raises:
         CliError: a service still works with the old cluster, or the new one has the old one's id.
@@ -76,6 +85,7 @@ async def republish_open_runs(
             return Retold(found, replaced, 0, 0)
         if replaced:
             await _wait_until_all_left(of)
+            await asyncio.sleep(emptied_after_s)  # there is no topic yet that they could send to
         await ensure_topics(kafka, [RUNS])
         runs, events = await _tell(of, kafka, progress)
         await ensure_topics(kafka, TOPICS)

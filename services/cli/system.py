@@ -23,7 +23,7 @@ from services.cli.embedded_postgres import EmbeddedPostgres
 from services.cli.embedded_process import ServerFailed, free_port
 from services.cli.errors import CliError, UsageRefused
 from services.cli.migrate import API_ROLE, AUDITOR_ROLE, SCHEDULER_ROLE, migrate_all
-from services.cli.republish import republish_open_runs
+from services.cli.republish import EMPTIED_AFTER_S, republish_open_runs
 from services.cli.service_process import Say, ServiceProcess
 from services.cli.tokens import Claims, mint
 
@@ -105,7 +105,7 @@ class RunningSystem:
         self._check_ports()
         secrets = self.data_dir.ensure_secrets()
         await _all_of(self._start_postgres(secrets), self._start_kafka())
-        await self._tell_new_broker()
+        await self._tell_new_broker(emptied_after_s=0)
         ports = {name: free_port() for name in STOP_ORDER} | ({"api": options.api_port} if options.api_port else {})
         self.api_url = f"http://{options.host}:{ports['api']}"
         self.data_dir.keep_url(self.api_url)
@@ -179,11 +179,13 @@ class RunningSystem:
         await self.kafka.start()
         self._ready("Kafka", began, self.kafka.bootstrap_servers)
 
-    async def _tell_new_broker(self) -> None:
+    async def _tell_new_broker(self, emptied_after_s: float = EMPTIED_AFTER_S) -> None:
         """Tell the open runs to a broker that has not heard of them, because the data of the last one is gone."""
         kafka = ServiceSettings(kafka_bootstrap_servers=self.kafka.bootstrap_servers)
         began = time.monotonic()
-        told = await republish_open_runs(self.postgres.admin_url, kafka, only_if_replaced=True)
+        told = await republish_open_runs(
+            self.postgres.admin_url, kafka, only_if_replaced=True, emptied_after_s=emptied_after_s
+        )
         if told.replaced:
             self._ready("Kafka", began, f"its data is new: told it {told.events} events of {told.runs} open runs again")
 

@@ -54,8 +54,8 @@ async def schedule(settings: SchedulerSettings, health: Health) -> None:
             group.create_task(broker.hold(settings.broker_check_s))
             group.create_task(watch_postgres(pool, health))
     finally:
+        await publisher.close()  # before another cluster may be told anything
         await broker.leave()
-        await publisher.close()
         pool.terminate()
 
 

@@ -221,7 +221,8 @@ class Postgres:
         """Share the lock on a schema's broker, unless somebody has it, or wants it, for himself."""
         if schema in self.takers:
             return False
-        self.sharers[schema].append(process)
+        if process not in self.sharers[schema]:
+            self.sharers[schema].append(process)
         return True
 
     def take(self, schema: str, process: Process) -> bool:

@@ -35,12 +35,16 @@ class Relay:
     postgres: Postgres
     bus: Bus
     process: Process
+    schema: str
     choose: Choose = unsent
 
     def run(self) -> Steps[None]:
-        """Relay for ever; a failure starts over with a new session."""
+        """Relay for ever; a failure starts over with a new session, which shares the lock on the schema's cluster."""
         while True:
             session = self.postgres.try_lock(self.name, self.process)
+            if session is not None and not self.postgres.share(self.schema, self.process):
+                self.postgres.advisory.pop(self.name)
+                session = None
             if session is None:
                 yield Nap(POLL_S)
                 continue

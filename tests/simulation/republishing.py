@@ -11,7 +11,7 @@ from schemas.cloudevents import CloudEvent, decode, encode
 from schemas.topics import RUNS
 from services.backbone.outbox import OutboxRow as Kept
 from services.cli.retelling import Known, retell
-from tests.simulation.bus import Bus, PublishFailed
+from tests.simulation.bus import PUBLISH_TIMEOUT_S, Bus, PublishFailed
 from tests.simulation.database import Outbox, OutboxRow, Postgres, Unavailable
 from tests.simulation.leading import Announcement
 from tests.simulation.tables import Tables
@@ -55,6 +55,7 @@ class Operator:
         cluster, world = self.bus.cluster, self.process.world
         for schema in SCHEMAS:
             yield from self._wait_until_left(schema)
+        yield 2 * PUBLISH_TIMEOUT_S
         self.bus.topics.add(RUNS.name)
         world.say("operator", "tells cluster", cluster)
         yield STEP

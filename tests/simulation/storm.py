@@ -121,7 +121,7 @@ class Storm:
         self.system.postgres.advisory.pop(name, None)
 
     def _lose_relay_lock(self) -> None:
-        self._lose_lock(self.system.world.random.choice(("api.relay", "scheduler.relay")))
+        self._lose_lock(self.system.world.random.choice(("registry.relay", "scheduling.relay")))
 
     def _rebalance(self) -> None:
         self.system.bus.rebalance(self.system.world.random.choice(("api", "scheduler", "auditor")), RUNS.name)

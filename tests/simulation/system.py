@@ -115,7 +115,7 @@ class System:
 
         def begin() -> None:
             self._consume(process, "api", api.on_runs)
-            self._relay(process, "api.relay", self.tables.registry.outbox)
+            self._relay(process, "registry", self.tables.registry.outbox)
 
         process = self._process(f"api-{number}", boot)
         api = Registry(self.world, self.postgres, self.tables.registry, process, self.rules.claim)
@@ -127,7 +127,7 @@ class System:
 
         def begin() -> None:
             self._consume(process, "scheduler", scheduler.on_runs)
-            self._relay(process, "scheduler.relay", self.tables.scheduling.outbox)
+            self._relay(process, "scheduling", self.tables.scheduling.outbox)
             process.spawn("leader", scheduler.stand())
 
         process = self._process(f"scheduler-{number}", boot)
@@ -163,9 +163,10 @@ class System:
         name, commit_first = f"{group}.runs", self.rules.commit_first
         Consumer(name, RUNS.name, self.bus, process, handle, group, commit_first=commit_first).listen()
 
-    def _relay(self, process: Process, name: str, outbox: Outbox) -> None:
+    def _relay(self, process: Process, schema: str, outbox: Outbox) -> None:
         """Let a process relay an outbox."""
-        relay = Relay(name, outbox, RUNS.name, self.postgres, self.bus, process, self.rules.choose)
+        name, choose = f"{schema}.relay", self.rules.choose
+        relay = Relay(name, outbox, RUNS.name, self.postgres, self.bus, process, schema, choose)
         task = process.spawn("relay", relay.run())
         outbox.relays.append(task)
         process.on_crash.append(lambda: outbox.relays.remove(task))

@@ -13,7 +13,7 @@ from tests.simulation.planted import beyond_the_last, claim_unguarded, what_was_
 from tests.simulation.simulation import DEFAULT, Broken, simulate
 from tests.simulation.system import Rules
 
-MOST_SEEDS = 400
+MOST_SEEDS = 1000
 
 
 def caught(rules: Rules = DEFAULT, first: int = 0) -> str:
