@@ -34,6 +34,9 @@ ENTRY = [PYTHON, "-I", "-S", "-B", f"{MOUNTED_AT}/slot/shim.py"]
 # following a rotated log loses lines). `max-size` has no word for unlimited.
 LOG = LogConfig(type="json-file", config={"mode": "blocking", "max-size": "1t", "max-file": "1", "compress": "false"})
 
+CLOSED_SOCKET = "file descriptor cannot be a negative integer"
+"""What urllib3 says of a connection in its pool whose socket a follower closed at the moment when its log ended."""
+
 _BROKEN = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
 """What a connection raises, since the SDK does not wrap it."""
 
@@ -316,3 +319,7 @@ def _translated(ignore: tuple[int, ...] = ()) -> Iterator[None]:
         raise (EngineUnavailable(reason) if status >= 500 else EngineRefused(reason)) from problem
     except (docker.errors.DockerException, *_BROKEN) as problem:
         raise EngineUnavailable(str(problem)) from problem
+    except ValueError as problem:
+        if CLOSED_SOCKET not in str(problem):
+            raise
+        raise EngineUnavailable("the connection was closed while it was idle") from problem

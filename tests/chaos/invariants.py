@@ -341,13 +341,18 @@ def _quiet_s(outages: Iterable[Outage], began: float, ended: float) -> float:
 
 
 def _explained(evidence: Evidence, lost: StoredEvent) -> bool:
-    """Whether an AttemptLost stands near a failure of the engine: nothing else here loses containers."""
+    """Whether the engine failed between an attempt's assignment and its loss: nothing else here loses containers."""
     if lost.data.get("reason") not in ENGINE_REASONS:
         return False
     lifetimes = [
         each for each in evidence.lifetimes if (each.run_id, each.attempt) == (lost.run_id, lost.data.get("attempt"))
     ]
-    began = min([lost.occurred, *(each.started for each in lifetimes)])
+    assigned = [
+        event.occurred
+        for event in evidence.events_of(lost.run_id)
+        if event.type == QUEUED and event.data.get("attempt") == lost.data.get("attempt")
+    ]
+    began = min([lost.occurred, *assigned, *(each.started for each in lifetimes)])
     return any(
         outage.part == "engine" and outage.began <= lost.occurred and outage.ended >= began - SLACK_S
         for outage in evidence.outages
