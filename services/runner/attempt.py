@@ -25,7 +25,7 @@ from services.runner.output import Batches, OutputPublisher
 from services.runner.sandbox import ContainerState
 from services.runner.setting_up import PATIENCE_S, SettingUp, Surroundings
 from services.runner.supplies import GivenUp, patiently
-from services.runner.watch import Watch
+from services.runner.watch import MARGIN_S, Watch
 
 UPLOAD_PATIENCE_S = 900.0
 CLEAN_UP_PATIENCE_S = 30.0
@@ -108,9 +108,9 @@ class Attempt:
         return state
 
     async def _watch(self, state: ContainerState) -> ContainerState | None:
-        limit_s = self._queued.spec.timeout_s
-        watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout)
-        over = await watch.until_over(state, limit_s, self._stopping)
+        spec = self._queued.spec
+        watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout, spec.grace_s + MARGIN_S)
+        over = await watch.until_over(state, spec.timeout_s, self._stopping)
         await self._around.same_cluster()  # while the container is there, its output can be told to another one again
         return over
 
@@ -178,12 +178,12 @@ class Attempt:
 
     async def _clean_up(self) -> None:
         """Remove container and folder; what cannot be removed now is swept later."""
-        name, path = self._setting_up.name, self._setting_up.folder.path
+        name = self._setting_up.name
         try:
             crash_point("before_container_removal")
             await self._around.engine.ask(lambda engine: engine.remove(name), CLEAN_UP_PATIENCE_S)
             crash_point("after_container_removal")
-            await asyncio.to_thread(folder.remove, path)
+            await asyncio.to_thread(folder.clear, self._setting_up.folder)
             crash_point("after_folder_removal")
         except (EngineUnavailable, EngineRefused, OSError) as problem:
             self._log.warning("clean_up_failed", error=str(problem))

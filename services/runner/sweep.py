@@ -31,6 +31,7 @@ class Sweep:
     journal: Journal
     engine: Engine
     runs_folder: Path
+    slots_folder: Path | None
 
     async def run(self) -> None:
         """Sweep now and then until cancelled."""
@@ -56,7 +57,8 @@ class Sweep:
         self.journal.forget(datetime.now(UTC) - JOURNAL_KEPT)
 
     def _folders(self) -> list[Path]:
-        return list(self.runs_folder.iterdir()) if self.runs_folder.exists() else []
+        places = [place for place in (self.slots_folder, self.runs_folder) if place is not None and place.exists()]
+        return [path for place in places for path in place.iterdir()]
 
     async def _remove_container(self, name: str) -> None:
         try:

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from services.runner import shim
 from services.runner.frames import Dropped, End, Frame, FrameDecoder, Log, Metric, Started, Timeout
 from services.runner.sandbox_interpreter import find_interpreter
-from services.runner.shim import LineSplitter, parse_metric, safe_text
+from services.runner.shim.lines import LineSplitter, safe_text
+from services.runner.shim.metrics_tail import parse_metric
+from services.runner.slot import write_shim
 
 
 @dataclass
@@ -29,24 +30,28 @@ class Slot:
     folder: Path
 
     def write(self, script: str, **changes: Any) -> None:
-        (self.folder / "shim.py").write_bytes(Path(shim.__file__).read_bytes())
+        write_shim(self.folder)
         (self.folder / "train.py").write_text(script)
         metrics = self.folder / "metrics.jsonl"
         spec: dict[str, Any] = {
             "argv": [sys.executable, "-u", str(self.folder / "train.py")],
             "cwd": str(self.folder),
             "environment": {"METRICS_PATH": str(metrics)},
+            "secret_names": [],
             "metrics_path": str(metrics),
+            "failure_path": str(self.folder / "failure"),
             "deadline_s": 30,
             "grace_s": 0.3,
             "max_line_bytes": 1000,
             "max_output_bytes": 1_000_000,
+            "max_lines_per_s": 100_000,
+            "max_bytes_per_s": 1_000_000_000,
         }
         (self.folder / "spec.json").write_text(json.dumps(spec | changes))
 
     def start(self, script: str, **changes: Any) -> "subprocess.Popen[bytes]":
         self.write(script, **changes)
-        command = [sys.executable, "-I", "-S", "-B", str(self.folder / "shim.py")]
+        command = [sys.executable, "-I", "-S", "-B", str(self.folder / "shim")]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     def run(self, script: str, **changes: Any) -> "Outcome":
@@ -257,7 +262,7 @@ def test_a_metrics_file_that_is_begun_anew_is_read_from_its_beginning(slot: Slot
 def test_orders_that_make_no_sense_still_have_an_end(slot: Slot, text: str) -> None:
     slot.write("pass")
     (slot.folder / "spec.json").write_text(text)
-    with subprocess.Popen([sys.executable, "-I", str(slot.folder / "shim.py")], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-I", str(slot.folder / "shim")], stdout=subprocess.PIPE) as process:
         outcome = finish(process)
     assert outcome.end.error
     assert (outcome.end.exit_code, outcome.exit_code) == (None, 125)
@@ -288,7 +293,7 @@ def test_the_shim_runs_on_every_runtime(slot: Slot, version: str) -> None:
         pytest.skip(f"no Python {version} on this machine")
     python = str(found.executable)
     slot.write("import sys\nprint('%d.%d' % sys.version_info[:2])", argv=[python, "train.py"])
-    command = [python, "-I", "-S", "-B", str(slot.folder / "shim.py")]
+    command = [python, "-I", "-S", "-B", str(slot.folder / "shim")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert finish(process).lines == [version]
 
