@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from services.runner.slot import write_shim
+from services.runner.slot import open_slots, write_shim
 
 PYTHON = "/opt/python/bin/python3"
 """Where every runtime image has its interpreter."""
@@ -100,11 +100,13 @@ def prepare(folder: RunFolder, orders: Orders, contents: Contents, owner: Owner)
 
     Raises:
         ValueError: A file name is not a plain name.
-        OSError: The disk is full, or a cached file is gone.
+        OSError: The disk is full, a cached file is gone, or the slots lie on no tmpfs of ours any more.
     """
     clear(folder)
+    if folder.slots is not None and (problem := open_slots(folder.slots)) is not None:
+        raise OSError(f"{folder.slots}: {problem}")
     for part in (folder.path, folder.slot, folder.code, folder.data, folder.out):
-        part.mkdir(mode=0o700, parents=True)
+        part.mkdir(mode=0o700, parents=part == folder.path)
     _fill(folder.code, contents.code)
     _fill(folder.data, contents.data)
     write_shim(folder.slot)
