@@ -12,8 +12,8 @@ class Rate:
     """Lets lines through, or counts them."""
 
     def __init__(self, lines_per_s: int, bytes_per_s: int, now: float) -> None:
-        self.per_s = (lines_per_s, bytes_per_s)
-        self.tokens = [float(BURST_S * most) for most in self.per_s]
+        self.lines_per_s, self.bytes_per_s = lines_per_s, bytes_per_s
+        self.free_lines, self.free_bytes = float(BURST_S * lines_per_s), float(BURST_S * bytes_per_s)
         self.filled_at = now
         self.because = ""
         self.lines = self.bytes = 0
@@ -24,8 +24,8 @@ class Rate:
             self.lines += 1
             self.bytes += size_bytes
             return False
-        for kind, amount in enumerate((1, size_bytes)):
-            self.tokens[kind] -= amount
+        self.free_lines -= 1
+        self.free_bytes -= size_bytes
         return True
 
     def dropped(self, now: float, *, at_once: bool = False) -> dict[str, object]:
@@ -38,15 +38,16 @@ class Rate:
 
     def _is_open(self, now: float) -> bool:
         if now > self.filled_at:
-            passed, self.filled_at = now - self.filled_at, now
-            full = [(held + passed * most, float(BURST_S * most)) for held, most in self._buckets()]
-            self.tokens = [min(both) for both in full]
-        shut = bool(self.lines)
-        for kind, (held, most) in enumerate(self._buckets()):
-            if held < (most if shut else 1):
-                self.because = self.because if shut else f"more than {most:,} {('lines', 'bytes')[kind]} a second"
-                return False
-        return True
+            self._fill(now)
+        if self.lines:
+            return self.free_lines >= self.lines_per_s and self.free_bytes >= self.bytes_per_s
+        if self.free_lines >= 1 and self.free_bytes >= 1:
+            return True
+        most, what = (self.bytes_per_s, "bytes") if self.free_lines >= 1 else (self.lines_per_s, "lines")
+        self.because = f"more than {most:,} {what} a second"
+        return False
 
-    def _buckets(self) -> list[tuple[float, int]]:
-        return list(zip(self.tokens, self.per_s, strict=True))
+    def _fill(self, now: float) -> None:
+        passed, self.filled_at = now - self.filled_at, now
+        self.free_lines = min(self.free_lines + passed * self.lines_per_s, BURST_S * self.lines_per_s)
+        self.free_bytes = min(self.free_bytes + passed * self.bytes_per_s, BURST_S * self.bytes_per_s)

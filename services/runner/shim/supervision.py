@@ -97,7 +97,8 @@ class Supervisor:
         name, splitter = self.streams[descriptor]
         at, now = rfc3339(time.time()), time.monotonic()
         for line, cut in self.mask.lines(splitter.feed(data) if data else splitter.finish()):
-            self._tell_dropped()
+            if self.rate.lines:
+                self._tell_dropped()
             if self.rate.admits(len(line), now):
                 mark = {"truncated": True} if cut else {}
                 self.frames.offer("log", len(line), stream=name, text=safe_text(line, cut), at=at, **mark)
