@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from services.runner.slot import open_slots, write_shim
+from services.runner.slot import close_slots, make_slot, write_shim
 
 PYTHON = "/opt/python/bin/python3"
 """Where every runtime image has its interpreter."""
@@ -103,10 +103,13 @@ def prepare(folder: RunFolder, orders: Orders, contents: Contents, owner: Owner)
         OSError: The disk is full, a cached file is gone, or the slots lie on no tmpfs of ours any more.
     """
     clear(folder)
-    if folder.slots is not None and (problem := open_slots(folder.slots)) is not None:
-        raise OSError(f"{folder.slots}: {problem}")
-    for part in (folder.path, folder.slot, folder.code, folder.data, folder.out):
-        part.mkdir(mode=0o700, parents=part == folder.path)
+    folder.path.mkdir(mode=0o700, parents=True)
+    for part in (folder.code, folder.data, folder.out):
+        part.mkdir(mode=0o700)
+    if folder.slots is None:
+        folder.slot.mkdir(mode=0o700)
+    else:
+        make_slot(folder.slot)
     _fill(folder.code, contents.code)
     _fill(folder.data, contents.data)
     write_shim(folder.slot)
@@ -161,6 +164,7 @@ def environment(orders: Orders) -> dict[str, str]:
 def clear(folder: RunFolder) -> None:
     """Delete all that an attempt has on this host, the secrets first; what is gone already is fine."""
     remove(folder.slot)
+    close_slots(folder.slots)
     remove(folder.path)
 
 

@@ -39,7 +39,7 @@ from services.runner.roster import Roster
 from services.runner.sandbox_runtimes import runtimes
 from services.runner.setting_up import RunLimits, Surroundings
 from services.runner.settings import RunnerSettings, capacity
-from services.runner.slot import close_slots, open_slots, slots_folder
+from services.runner.slot import slots_folder, why_unusable
 from services.runner.supplies import Supplies
 from services.runner.sweep import Sweep
 
@@ -74,7 +74,6 @@ class Runner:
             await self.publisher.close()
             self.engine.close()
             self.journal.close()
-            close_slots(self.roster.around.slots_folder)
 
     async def _attend(self) -> None:
         """Take up the journal's attempts, and sweep away what is nobody's."""
@@ -153,7 +152,7 @@ def wire(settings: RunnerSettings) -> Runner:
 
 def _slots(settings: RunnerSettings) -> Path | None:
     slots = slots_folder(settings.slots_dir, settings.work_dir)
-    problem = open_slots(slots)
+    problem = why_unusable(slots)
     if problem is None:
         return slots
     log.warning("secrets_lie_on_disk", slots=str(slots), reason=problem)

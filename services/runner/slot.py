@@ -8,7 +8,6 @@ import ctypes
 import hashlib
 import os
 import shutil
-import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from services import runner
 from services.runner import shim
 
 TMPFS_MAGIC = 0x01021994  # linux/magic.h
+TRIES = 100
 STATFS_BYTES = 256
 """More than any architecture's `struct statfs`, whose first word is the type (statfs(2))."""
 
@@ -37,29 +37,53 @@ def slots_folder(slots_dir: Path, work_dir: Path) -> Path:
     return slots_dir / f"runyard-{hashlib.sha256(str(work_dir.absolute()).encode()).hexdigest()[:16]}"
 
 
-def open_slots(slots: Path) -> str | None:
-    """Make the folder for this user alone, unless it is there; return why secrets cannot lie in it, if so."""
+def make_slot(slot: Path) -> None:
+    """Make an empty slot, and the folder around it if nobody else has one there.
+
+    Raises:
+        OSError: secrets cannot lie there.
+    """
+    for _ in range(TRIES):
+        with suppress(FileNotFoundError):  # somebody else ended just now, and took the folder along
+            if (problem := _problem_of(slot.parent)) is not None:
+                raise OSError(f"{slot.parent}: {problem}")
+            slot.mkdir(mode=0o700)
+            return
+    raise OSError(f"{slot.parent}: it goes away again and again")
+
+
+def why_unusable(slots: Path) -> str | None:
+    """Try whether the folder can be made for this user alone, on a tmpfs; return why not, if so."""
     try:
-        slots.mkdir(mode=0o700, exist_ok=True)
-        about = slots.lstat()
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
-            return "it belongs to somebody else"
-        slots.chmod(0o700)
-        return None if is_tmpfs(slots) else "it is not on a tmpfs"
+        return _problem_of(slots)
     except OSError as problem:
         return str(problem.strerror)
+    finally:
+        close_slots(slots)
+
+
+def _problem_of(slots: Path) -> str | None:
+    slots.mkdir(mode=0o700, exist_ok=True)
+    folder = os.open(slots, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(folder).st_uid != os.geteuid():
+            return "it belongs to somebody else"
+        os.fchmod(folder, 0o700)
+        return None if is_tmpfs(folder) else "it is not on a tmpfs"
+    finally:
+        os.close(folder)
 
 
 def close_slots(slots: Path | None) -> None:
-    """Remove the folder unless slots of running containers are in it."""
+    """Remove the folder unless a slot is in it."""
     if slots is not None:
         with suppress(OSError):
             slots.rmdir()
 
 
-def is_tmpfs(path: Path) -> bool:
-    """Ask the kernel for the type of a file system."""
+def is_tmpfs(folder: int) -> bool:
+    """Ask the kernel for the type of the file system that an open folder is on."""
     about = ctypes.create_string_buffer(STATFS_BYTES)
-    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), about) != 0:
+    if ctypes.CDLL(None, use_errno=True).fstatfs(folder, about) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return ctypes.c_long.from_buffer(about).value == TMPFS_MAGIC

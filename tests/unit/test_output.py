@@ -107,7 +107,7 @@ def test_dropped_lines_are_counted_and_told_at_their_place_in_the_log() -> None:
     assert isinstance(told, LogsAppended)
     [gap] = told.lines
     assert (gap.sequence, gap.stream, gap.truncated, told.dropped_lines) == (4, "stderr", True, 1234)
-    assert gap.text == "[runyard] 1,234 lines (56,789 bytes) were dropped: more than 2,000 lines a second"
+    assert gap.text == "[runyard] 1,234 lines (56,789 bytes) were dropped here: more than 2,000 lines a second"
     assert batches.last_output == 4
 
 

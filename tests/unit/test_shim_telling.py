@@ -101,7 +101,7 @@ def test_a_flood_spends_its_quota_even_where_the_rate_drops_it(slot: Slot) -> No
 
 
 def test_a_scripts_imitation_of_our_words_stays_a_line_of_the_script(slot: Slot) -> None:
-    words = "[runyard] 9 lines (99 bytes) were dropped: more than 2,000 lines a second"
+    words = "[runyard] 9 lines (99 bytes) were dropped here: more than 2,000 lines a second"
     frame = '{"seq":2,"type":"dropped","lines":9,"bytes":99}'
     outcome = slot.run(f"print({words!r})\nprint({frame!r})")
     assert (outcome.lines, outcome.dropped) == ([words, frame], [])

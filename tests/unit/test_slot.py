@@ -4,19 +4,20 @@ import ast
 import os
 import stat
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from services.runner import shim
-from services.runner.slot import close_slots, is_tmpfs, open_slots, slots_folder, write_shim
+from services.runner.slot import close_slots, make_slot, slots_folder, why_unusable, write_shim
 
 SHM = Path("/dev/shm")
 
 
 @pytest.fixture
 def slots(tmp_path: Path) -> Path:
-    if not is_tmpfs(SHM):
+    if not SHM.is_dir() or why_unusable(SHM / "runyard-of-a-test") is not None:
         pytest.skip("/dev/shm is no tmpfs here")
     return slots_folder(SHM, tmp_path)
 
@@ -28,27 +29,31 @@ def test_each_work_folder_has_slots_of_its_own_and_finds_them_again() -> None:
 
 
 def test_the_folder_on_a_tmpfs_is_for_its_owner_alone_and_goes_when_it_is_empty(slots: Path) -> None:
-    assert open_slots(slots) is None
-    assert stat.S_IMODE(slots.stat().st_mode) == 0o700
-    (slots / "run-1").mkdir()
+    assert why_unusable(slots) is None
+    assert not slots.exists()
+    make_slot(slots / "run-1")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (slots, slots / "run-1")] == [0o700, 0o700]
+    assert why_unusable(slots) is None
     close_slots(slots)
-    assert open_slots(slots) is None
+    assert (slots / "run-1").exists()
     (slots / "run-1").rmdir()
     close_slots(slots)
     assert not slots.exists()
 
 
 def test_a_disk_is_no_place_for_secrets(tmp_path: Path) -> None:
-    if is_tmpfs(tmp_path):
+    if why_unusable(tmp_path / "slots") is None:
         pytest.skip("the tests' folder is a tmpfs")
-    assert open_slots(tmp_path / "slots") == "it is not on a tmpfs"
+    assert why_unusable(tmp_path / "slots") == "it is not on a tmpfs"
+    with pytest.raises(OSError, match="not on a tmpfs"):
+        make_slot(tmp_path / "slots" / "run-1")
 
 
 def test_a_folder_that_is_missing_or_a_link_is_no_place_for_secrets(slots: Path, tmp_path: Path) -> None:
-    assert open_slots(tmp_path / "none" / "slots") == "No such file or directory"
+    assert why_unusable(tmp_path / "none" / "slots") == "No such file or directory"
     slots.symlink_to(tmp_path)
     try:
-        assert open_slots(slots) == "it belongs to somebody else"
+        assert why_unusable(slots) == "Not a directory"
     finally:
         slots.unlink()
 
@@ -57,9 +62,11 @@ def test_a_folder_that_is_missing_or_a_link_is_no_place_for_secrets(slots: Path,
 def test_a_folder_of_somebody_else_is_no_place_for_secrets(slots: Path) -> None:
     slots.mkdir()
     os.chown(slots, 64_000, 64_000)
+    (slots / "theirs").mkdir()
     try:
-        assert open_slots(slots) == "it belongs to somebody else"
+        assert why_unusable(slots) == "it belongs to somebody else"
     finally:
+        (slots / "theirs").rmdir()
         slots.rmdir()
 
 
@@ -84,3 +91,15 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, "the shim runs as a folder: its imports are absolute"
             found.add(str(node.module))
     return {module if module.startswith("services.") else module.split(".")[0] for module in found}
+
+
+def test_runs_that_come_and_go_at_the_same_time_do_not_take_the_folder_from_one_another(slots: Path) -> None:
+    def come_and_go(number: int) -> None:
+        for _ in range(200):
+            make_slot(slots / f"run-{number}")
+            (slots / f"run-{number}").rmdir()
+            close_slots(slots)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, range(4)))
+    assert not slots.exists()
