@@ -63,7 +63,8 @@ def why_unusable(slots: Path) -> str | None:
 
 
 def _problem_of(slots: Path) -> str | None:
-    slots.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):  # `exist_ok` looks twice, and somebody may take it away in between
+        slots.mkdir(mode=0o700)
     folder = os.open(slots, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(folder).st_uid != os.geteuid():

@@ -1,5 +1,6 @@
 """The mask over the values of variables: what it covers, what it cannot, and that it stays quick."""
 
+import json
 import time
 
 import pytest
@@ -85,9 +86,17 @@ def test_no_value_and_no_begun_value_is_ever_shown(value: str, text: str, limit:
     assert not any(shown.endswith(value[:length]) for length in range(1, len(value)) if line[:limit] == shown)
 
 
+def test_a_value_is_covered_as_json_and_a_traceback_write_it() -> None:
+    value = "pä\"ss\\wörd'\nof two lines"
+    for written in (json.dumps(value), json.dumps(value, ensure_ascii=False), repr(value), repr([value])):
+        shown = covered(f"config: {written}", value)
+        assert [part for part in ("ss", "rd", "two") if part in shown] == []
+
+
 def test_text_of_many_lines_is_covered_line_by_line() -> None:
     assert Mask([KEY]).text(f"ValueError: {KEY}\nat {KEY}:1") == "ValueError: ***\nat ***:1"
     assert Mask([]).text("as it is") == "as it is"
+    assert Mask([KEY]).text("half a character: \ud800") == "half a character: ?"
 
 
 def test_a_hundred_values_cost_a_block_of_output_little() -> None:

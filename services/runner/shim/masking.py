@@ -1,9 +1,10 @@
 """Hides the values of the run's variables in whatever leaves the container: `***` stands for them.
 
 Bytes are compared as they are, so a value that the script encodes, reverses or spreads over lines goes through: this
-keeps an honest script's secrets out of the logs, and no more. It never holds more than it is given.
+keeps an honest script's secrets out of the logs, and no more.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 
 MASK = b"***"
@@ -18,7 +19,7 @@ class Mask:
 
     def __init__(self, values: Iterable[str]) -> None:
         lines = {line.strip() for value in values for line in value.split("\n")}
-        self.pieces = [line.encode() for line in lines if len(line) >= SHORTEST]
+        self.pieces = sorted({form.encode() for line in lines if len(line) >= SHORTEST for form in _forms(line)})
 
     def lines(self, lines: Iterable[Line]) -> Iterable[Line]:
         """Hide the values in finished lines. A cut one loses what may be the beginning of a value at its end."""
@@ -26,7 +27,9 @@ class Mask:
 
     def text(self, text: str) -> str:
         """Hide the values in a text of one or many lines."""
-        return b"\n".join(line for line, _ in self.lines((line, False) for line in text.encode().split(b"\n"))).decode()
+        return b"\n".join(
+            line for line, _ in self.lines((line, False) for line in text.encode(errors="replace").split(b"\n"))
+        ).decode()
 
     def _hidden(self, lines: list[Line]) -> Iterator[Line]:
         block = b"\n".join(line for line, _ in lines)
@@ -40,6 +43,12 @@ class Mask:
     def _begins_at(self, line: bytes) -> int:
         """Find where a value begins that the end of the line has cut off; the end itself if none does."""
         return min(_first_begun(line, piece) for piece in self.pieces)
+
+
+def _forms(line: str) -> set[str]:
+    """Write a value as scripts do: as it is, and as it stands in JSON and in a traceback."""
+    quoted = (json.dumps(line), json.dumps(line, ensure_ascii=False), repr(line))
+    return {line, *(form[1:-1] for form in quoted)}
 
 
 def _first_begun(line: bytes, piece: bytes) -> int:

@@ -11,6 +11,7 @@ the shim's.
 import os
 import resource
 import signal
+from contextlib import suppress
 
 HELD = (signal.SIGTERM, signal.SIGINT)
 SI_USER = 0  # asm-generic/siginfo.h
@@ -41,5 +42,6 @@ def become_ordinary() -> None:
         signal.signal(number, signal.SIG_DFL)
     _, most = resource.getrlimit(resource.RLIMIT_SIGPENDING)
     half = PENDING if most == resource.RLIM_INFINITY else most // 2
-    resource.setrlimit(resource.RLIMIT_SIGPENDING, (half, half))
+    with suppress(OSError, ValueError):  # gVisor has no such limit, and loses no sender
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (half, half))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
