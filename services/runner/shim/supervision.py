@@ -22,7 +22,10 @@ from services.runner.shim.rate import Rate
 from services.runner.shim.stop_signals import stop_was_asked
 
 BACKLOG_BYTES = 262144  # frames that the engine has not taken yet; above this the script's pipes are left alone
-LOOK_EVERY_S = 0.2
+LOOK_EVERY_S, METRICS_EVERY_S = (
+    0.1,
+    0.2,
+)  # a stop from outside waits for the former, since nothing wakes the shim for it
 REAP_WITHIN_S = 10.0
 
 
@@ -113,7 +116,7 @@ class Supervisor:
     def _tail_metrics(self) -> None:
         if time.monotonic() < self.metrics_at or len(self.frames.backlog) > BACKLOG_BYTES:
             return
-        self.metrics_at = time.monotonic() + LOOK_EVERY_S
+        self.metrics_at = time.monotonic() + METRICS_EVERY_S
         for metric in self.metrics.read():
             self._offer_metric(metric)
 
