@@ -15,7 +15,7 @@ from schemas.reason import Reason, RunStatus
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import BrokerReplaced
 from services.runner import events, folder
-from services.runner.artifact import Collected, Collection, Limits, NoArtifact, collect
+from services.runner.artifact import Collected, Collection, Limits, NoArtifact, Refused, collect
 from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.events import Aftermath, Pen
 from services.runner.frames import End
@@ -146,6 +146,8 @@ class Attempt:
         except OSError as problem:
             raise GivenUp(Lost(Reason.DISK_FULL, f"the artifact could not be copied: {problem.strerror}")) from problem
         crash_point("after_artifact_collected")
+        if isinstance(found, Refused):  # the reason names a file as the script has named it
+            return Refused(folder.mask_of(place).text(found.reason))
         if isinstance(found, Collected):
             store = self._around.supplies.objects.store_file
             await patiently(lambda: store(found.path, found.sha256), Reason.UPLOAD_FAILED, UPLOAD_PATIENCE_S)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+from services.runner.shim.masking import Mask
+from services.runner.shim.orders import Orders as ShimOrders
 from services.runner.slot import close_slots, make_slot, write_shim
 
 PYTHON = "/opt/python/bin/python3"
@@ -159,6 +161,14 @@ def environment(orders: Orders) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     return {**defaults, **orders.variables, **promised}
+
+
+def mask_of(folder: RunFolder) -> Mask:
+    """Make the mask over the values that the slot holds; over nothing where the slot is gone."""
+    try:
+        return Mask(ShimOrders((folder.slot / "spec.json").read_bytes()).secrets)
+    except FileNotFoundError:
+        return Mask(())
 
 
 def clear(folder: RunFolder) -> None:

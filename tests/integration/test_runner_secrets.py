@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from schemas.cloudevents import encode
 from schemas.events import MetricsReported, RunFailed, RunQueued, RunSucceeded
+from schemas.reason import Reason
 from services.backbone.crash_points import ENVIRONMENT
 from services.backbone.settings import ServiceSettings
 from tests.integration.runner_scene import Scene, a_scene, attempt_events
@@ -72,6 +73,19 @@ async def test_a_value_that_a_script_tells_everywhere_is_found_nowhere_but_on_it
     assert [event for event in scene.events(queued) if CANARY in repr(encode(event))] == []
     assert holders(scene.folder) == []
     assert not scene.slots.exists()
+
+
+async def test_a_reason_that_names_a_file_shows_no_value(scene: Scene) -> None:
+    script = "import os\nos.mkdir('/runyard/out/model')\nos.symlink('x', '/runyard/out/model/' + os.environ['KEY'])"
+    queued = await scene.queue(script, variables={"KEY": CANARY})
+    async with scene.runner():
+        await scene.dispatch(queued)
+        end = await scene.until_ended(queued)
+        await scene.until_nothing_is_left()
+    assert isinstance(end, RunFailed)
+    assert end.reason is Reason.ARTIFACT_REFUSED
+    assert "***" in str(end.message)
+    assert CANARY not in str(end.message)
 
 
 @pytest.mark.parametrize("point", ["after_container_create", "before_container_start"])

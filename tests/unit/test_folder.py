@@ -3,11 +3,23 @@
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from services.runner.folder import Contents, Orders, Owner, RunFolder, clear, environment, prepare, remove, shim_spec
+from services.runner.folder import (
+    Contents,
+    Orders,
+    Owner,
+    RunFolder,
+    clear,
+    environment,
+    mask_of,
+    prepare,
+    remove,
+    shim_spec,
+)
 from services.runner.slot import slots_folder, why_unusable
 
 ORDERS = Orders("run-custom-20260313-f7e2a1", 2, "train.py", "wine.csv", {"SECRET": "a\nb"}, deadline_s=60)
@@ -77,6 +89,16 @@ def test_secrets_are_not_laid_out_where_they_would_reach_a_disk(tmp_path: Path, 
     with pytest.raises(OSError, match="not on a tmpfs"):
         prepare(RunFolder(tmp_path / "work" / "run-1", tmp_path / "slots"), ORDERS, contents, OWNER)
     assert list((tmp_path / "slots").iterdir()) == []
+
+
+def test_the_mask_of_a_folder_covers_what_its_slot_holds_and_nothing_without_one(
+    tmp_path: Path, contents: Contents
+) -> None:
+    folder = RunFolder(tmp_path / "run-1")
+    prepare(folder, replace(ORDERS, variables={"KEY": "s3cret-key"}), contents, OWNER)
+    assert mask_of(folder).text("model/s3cret-key is a link") == "model/*** is a link"
+    clear(folder)
+    assert mask_of(folder).text("model/s3cret-key is a link") == "model/s3cret-key is a link"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../out/model", "/etc/passwd", "a/b", "a\0b"])
