@@ -86,6 +86,7 @@ class Attempt:
         except Exception as problem:  # noqa: BLE001 - the edge: one broken attempt must not take the others along
             self._log.exception("attempt_broke")
             conclusion = Lost(Reason.CONTAINER_LOST, f"the runner failed: {type(problem).__name__}")
+        await self._forget_secrets()
         self._end(conclusion, state)
         await self._clean_up()
 
@@ -153,6 +154,14 @@ class Attempt:
             await patiently(lambda: store(found.path, found.sha256), Reason.UPLOAD_FAILED, UPLOAD_PATIENCE_S)
             crash_point("after_artifact_upload")
         return found
+
+    async def _forget_secrets(self) -> None:
+        """See to it that they are gone before anybody hears of the end; what cannot be removed is swept later."""
+        try:
+            await asyncio.to_thread(folder.clear_slot, self._setting_up.folder)
+        except OSError as problem:
+            self._log.warning("clean_up_failed", error=str(problem))
+        crash_point("after_secrets_removed")
 
     def _end(self, conclusion: Conclusion, state: ContainerState | None) -> None:
         event, aftermath = None, self._aftermath(state)

@@ -173,9 +173,14 @@ def mask_of(folder: RunFolder) -> Mask:
 
 def clear(folder: RunFolder) -> None:
     """Delete all that an attempt has on this host, the secrets first; what is gone already is fine."""
+    clear_slot(folder)
+    remove(folder.path)
+
+
+def clear_slot(folder: RunFolder) -> None:
+    """Delete the secrets, which nobody needs once the script is over."""
     remove(folder.slot)
     close_slots(folder.slots)
-    remove(folder.path)
 
 
 def remove(path: Path) -> None:

@@ -145,7 +145,7 @@ async def test_a_script_that_ignores_sigterm_with_no_grace_period_is_killed_at_o
     script = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
     _, run = await client.trained(script, timeout_seconds=1, grace_period_seconds=0)
     assert (run["status"], run["reason"]) == ("cancelled", "timeout")
-    assert 1 <= run["usage"]["wall_seconds"] < 5
+    assert 0.5 < run["usage"]["wall_seconds"] < 5
 
 
 async def test_poison_on_every_topic_is_set_aside_and_the_rest_goes_on(client: Client, system: System) -> None:

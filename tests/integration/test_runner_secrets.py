@@ -62,6 +62,7 @@ async def test_a_value_that_a_script_tells_everywhere_is_found_nowhere_but_on_it
         assert [path.parent for path in holders(scene.folder)] == [out, out]  # what the script itself wrote there
         (out / "go").touch()
         end = await scene.until_ended(queued)
+        assert not scene.slots.exists()  # gone before the end was told
         await scene.until_nothing_is_left()
     assert isinstance(end, RunFailed)
     assert end.message == "no login\nwith ***"
@@ -72,7 +73,6 @@ async def test_a_value_that_a_script_tells_everywhere_is_found_nowhere_but_on_it
     assert [point.name for point in metrics.points] == ["loss of ***"]
     assert [event for event in scene.events(queued) if CANARY in repr(encode(event))] == []
     assert holders(scene.folder) == []
-    assert not scene.slots.exists()
 
 
 async def test_a_reason_that_names_a_file_shows_no_value(scene: Scene) -> None:
