@@ -36,6 +36,7 @@ from services.runner.sandbox_rootfs import CannotBuildError
 
 FOLDER = ROOT / ".runyard" / "composed"
 PROJECT = f"runyard-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+SLOTS = Path("/dev/shm") / PROJECT  # noqa: S108 - where the runner's secrets lie, on the host's tmpfs
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
 HEALTHY_TIMEOUT_S = 180.0
@@ -146,6 +147,7 @@ def environment(images: Mapping[str, str], data_dir: DataDir) -> dict[str, str]:
         "RUNYARD_JWT_SECRET": known.jwt_secret,
         "KAFKA_CLUSTER_ID": secrets.token_urlsafe(16),
         "RUNYARD_WORK_DIR": str(data_dir.path / "work"),
+        "RUNYARD_SLOTS_DIR": str(SLOTS),
         "RUNYARD_RUNNER_CPU_CORES": str(CPU_CORES),
         "RUNYARD_RUNNER_MEMORY_GB": str(MEMORY_GB),
         "RUNYARD_API_PUBLISH": f"127.0.0.1:{free_port()}",
@@ -259,8 +261,9 @@ def sweep(project: Project) -> None:
     for volume in engine.volumes.list(filters=mine):
         with contextlib.suppress(APIError):
             volume.remove()
-    if FOLDER.exists():
-        shutil.rmtree(FOLDER)
+    for folder in (FOLDER, SLOTS):
+        if folder.exists():
+            shutil.rmtree(folder)
     left = [str(container.name) for container in (*project.containers(), *_runs(engine))]
     left += [str(network.name) for network in engine.networks.list(filters=mine)]
     left += [str(volume.name) for volume in engine.volumes.list(filters=mine)]

@@ -12,6 +12,9 @@ Runtime = Literal["python3.10", "python3.11", "python3.12"]
 AssetType = Literal["script", "requirements", "data"]
 Stream = Literal["stdout", "stderr"]
 
+GRACE_S = 10
+"""The grace period of a run that names none."""
+
 
 def rfc3339(moment: datetime) -> str:
     """Write a time as RFC 3339 in UTC with `Z`, to the millisecond and without empty fractions.
@@ -77,12 +80,16 @@ class PinnedDataset(PinnedObject):
 
 
 class TrainingSpec(Part):
-    """All that a runner needs to know of a run. Variables by name only: the values are sealed in the object store."""
+    """All that a runner needs to know of a run. Variables by name only: the values are sealed in the object store.
+
+    `grace_s` is the time between SIGTERM and SIGKILL.
+    """
 
     entry_point: str
     runtime: Runtime
     compute: Compute
     timeout_s: int = Field(ge=1)
+    grace_s: int = Field(default=GRACE_S, ge=0, exclude_if=lambda grace_s: grace_s == GRACE_S)
     run_label: str | None = None
     variable_names: tuple[str, ...] = ()
     assets: tuple[PinnedAsset, ...]

@@ -52,6 +52,7 @@ class TrainingRequest:
     timeout_s: int
     run_label: str | None
     variable_names: tuple[str, ...]
+    grace_s: int
 
 
 def admit(facts: ModelFacts, request: TrainingRequest) -> TrainingSpec | Refusal:
@@ -80,6 +81,7 @@ def admit(facts: ModelFacts, request: TrainingRequest) -> TrainingSpec | Refusal
         runtime=request.runtime,
         compute=request.compute,
         timeout_s=request.timeout_s,
+        grace_s=request.grace_s,
         run_label=request.run_label,
         variable_names=request.variable_names,
         assets=facts.assets,

@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from schemas.parts import Runtime
+from schemas.parts import GRACE_S, Runtime
 
 MAX_CPU_CORES, DEFAULT_CPU_CORES = 32, 2
 MAX_MEMORY_GB, DEFAULT_MEMORY_GB = 128, 8
 MAX_TIMEOUT_S, DEFAULT_TIMEOUT_S = 86_400, 7_200
+MAX_GRACE_S = 600
 MAX_VARIABLES = 100
 MAX_VARIABLES_BYTES = 64 * 1024
 MAX_NAME_CHARACTERS = 256
@@ -165,3 +166,6 @@ class TrainBody(Body):
     compute: ComputeBody = Field(default_factory=ComputeBody)
     run_label: PlainText | None = None
     timeout_seconds: int = Field(default=DEFAULT_TIMEOUT_S, ge=1, le=MAX_TIMEOUT_S)
+    grace_period_seconds: int = Field(
+        default=GRACE_S, ge=0, le=MAX_GRACE_S, description="From SIGTERM to SIGKILL when the run is stopped."
+    )

@@ -97,6 +97,7 @@ class CustomTrainingRun(Resource):
     compute: Compute
     run_label: str | None = None
     timeout_seconds: int
+    grace_period_seconds: int
     cancellation_requested: bool = False
     created_at: UtcTime
     estimated_start_time: UtcTime | None = Field(default=None, description="Null when it cannot be known.")
@@ -216,6 +217,7 @@ def show_run(run: Run, variables: dict[str, str] | None) -> CustomTrainingRun:
         compute=spec.compute,
         run_label=spec.run_label,
         timeout_seconds=spec.timeout_s,
+        grace_period_seconds=spec.grace_s,
         cancellation_requested=run.cancellation_requested,
         created_at=run.requested_at,
         estimated_start_time=run.estimated_start_at,

@@ -69,6 +69,7 @@ class Submission:
             timeout_s=body.timeout_seconds,
             run_label=body.run_label,
             variable_names=tuple(sorted(body.environment_vars)),
+            grace_s=body.grace_period_seconds,
         )
 
 

@@ -38,6 +38,9 @@ MemoryOption = Annotated[int | None, typer.Option(min=1, max=128, help="GB of me
 TimeoutOption = Annotated[
     int | None, typer.Option(min=1, max=86_400, help="Seconds after which it is cancelled.", show_default="7200")
 ]
+GraceOption = Annotated[
+    int | None, typer.Option(min=0, max=600, help="Seconds from SIGTERM to SIGKILL.", show_default="10")
+]
 
 
 def train(  # noqa: PLR0913 - every parameter is an option of the command line
@@ -50,6 +53,7 @@ def train(  # noqa: PLR0913 - every parameter is an option of the command line
     memory_gb: MemoryOption = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Ask for a GPU.")] = False,
     timeout: TimeoutOption = None,
+    grace: GraceOption = None,
     env: EnvOption = None,
     label: Annotated[str | None, typer.Option(help="A label for the run.")] = None,
     asset: AssetOption = None,
@@ -77,6 +81,7 @@ def train(  # noqa: PLR0913 - every parameter is an option of the command line
         "compute": {name: value for name, value in compute.items() if value is not None},
         "run_label": label,
         "timeout_seconds": timeout,
+        "grace_period_seconds": grace,
     }
     body = {name: value for name, value in wanted.items() if value is not None}
     files = Files(script, data, asset or ())

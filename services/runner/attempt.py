@@ -15,7 +15,7 @@ from schemas.reason import Reason, RunStatus
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import BrokerReplaced
 from services.runner import events, folder
-from services.runner.artifact import Collected, Collection, Limits, NoArtifact, collect
+from services.runner.artifact import Collected, Collection, Limits, NoArtifact, Refused, collect
 from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.events import Aftermath, Pen
 from services.runner.frames import End
@@ -25,7 +25,7 @@ from services.runner.output import Batches, OutputPublisher
 from services.runner.sandbox import ContainerState
 from services.runner.setting_up import PATIENCE_S, SettingUp, Surroundings
 from services.runner.supplies import GivenUp, patiently
-from services.runner.watch import Watch
+from services.runner.watch import MARGIN_S, Watch
 
 UPLOAD_PATIENCE_S = 900.0
 CLEAN_UP_PATIENCE_S = 30.0
@@ -86,6 +86,7 @@ class Attempt:
         except Exception as problem:  # noqa: BLE001 - the edge: one broken attempt must not take the others along
             self._log.exception("attempt_broke")
             conclusion = Lost(Reason.CONTAINER_LOST, f"the runner failed: {type(problem).__name__}")
+        await self._forget_secrets()
         self._end(conclusion, state)
         await self._clean_up()
 
@@ -108,9 +109,9 @@ class Attempt:
         return state
 
     async def _watch(self, state: ContainerState) -> ContainerState | None:
-        limit_s = self._queued.spec.timeout_s
-        watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout)
-        over = await watch.until_over(state, limit_s, self._stopping)
+        spec = self._queued.spec
+        watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout, spec.grace_s + MARGIN_S)
+        over = await watch.until_over(state, spec.timeout_s, self._stopping)
         await self._around.same_cluster()  # while the container is there, its output can be told to another one again
         return over
 
@@ -146,11 +147,21 @@ class Attempt:
         except OSError as problem:
             raise GivenUp(Lost(Reason.DISK_FULL, f"the artifact could not be copied: {problem.strerror}")) from problem
         crash_point("after_artifact_collected")
+        if isinstance(found, Refused):  # the reason names a file as the script has named it
+            return Refused(folder.mask_of(place).text(found.reason))
         if isinstance(found, Collected):
             store = self._around.supplies.objects.store_file
             await patiently(lambda: store(found.path, found.sha256), Reason.UPLOAD_FAILED, UPLOAD_PATIENCE_S)
             crash_point("after_artifact_upload")
         return found
+
+    async def _forget_secrets(self) -> None:
+        """See to it that they are gone before anybody hears of the end; what cannot be removed is swept later."""
+        try:
+            await asyncio.to_thread(folder.clear_slot, self._setting_up.folder)
+        except OSError as problem:
+            self._log.warning("clean_up_failed", error=str(problem))
+        crash_point("after_secrets_removed")
 
     def _end(self, conclusion: Conclusion, state: ContainerState | None) -> None:
         event, aftermath = None, self._aftermath(state)
@@ -178,12 +189,12 @@ class Attempt:
 
     async def _clean_up(self) -> None:
         """Remove container and folder; what cannot be removed now is swept later."""
-        name, path = self._setting_up.name, self._setting_up.folder.path
+        name = self._setting_up.name
         try:
             crash_point("before_container_removal")
             await self._around.engine.ask(lambda engine: engine.remove(name), CLEAN_UP_PATIENCE_S)
             crash_point("after_container_removal")
-            await asyncio.to_thread(folder.remove, path)
+            await asyncio.to_thread(folder.clear, self._setting_up.folder)
             crash_point("after_folder_removal")
         except (EngineUnavailable, EngineRefused, OSError) as problem:
             self._log.warning("clean_up_failed", error=str(problem))

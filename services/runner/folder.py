@@ -1,4 +1,4 @@
-"""The run's folder on the host, as the container gets it mounted: slot, code, data and out.
+"""The run's folder on the host, as the container gets it mounted: code, data and out, and the slot beside it.
 
 It owns how files get in and how everything goes away again. What a script has left in `out` is hostile: nothing here
 follows a link, opens a file of the script or relies on a path below `out`. The cache's files are linked, not copied:
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from services.runner import shim
+from services.runner.shim.masking import Mask
+from services.runner.shim.orders import Orders as ShimOrders
+from services.runner.slot import close_slots, make_slot, write_shim
 
 PYTHON = "/opt/python/bin/python3"
 """Where every runtime image has its interpreter."""
@@ -27,14 +29,18 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the parts of one attempt's folder are."""
+    """Where the parts of one attempt's folder are.
+
+    `slots` is the folder on a tmpfs where the slot lies, under the name of `path`; without one it lies in `path`.
+    """
 
     path: Path
+    slots: Path | None = None
 
     @property
     def slot(self) -> Path:
-        """What the shim reads: itself and its orders."""
-        return self.path / "slot"
+        """What the shim reads: itself and its orders, with the values of the variables."""
+        return self.path / "slot" if self.slots is None else self.slots / self.path.name
 
     @property
     def code(self) -> Path:
@@ -56,7 +62,8 @@ class RunFolder:
 class Orders:
     """What the shim is told: which script, with what, for how long.
 
-    `variables` are the script's own; they reach it byte for byte and stand nowhere but in the slot.
+    `variables` are the script's own; they reach it byte for byte, stand nowhere but in the slot, and are masked in all
+    that is told of the script. `grace_s` is the time between SIGTERM and SIGKILL.
     """
 
     run_id: str
@@ -68,6 +75,8 @@ class Orders:
     grace_s: float = 10.0
     max_line_bytes: int = 16 * 1024
     max_output_bytes: int = 64 * 1024 * 1024
+    max_lines_per_s: int = 2000
+    max_bytes_per_s: int = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -93,33 +102,43 @@ def prepare(folder: RunFolder, orders: Orders, contents: Contents, owner: Owner)
 
     Raises:
         ValueError: A file name is not a plain name.
-        OSError: The disk is full, or a cached file is gone.
+        OSError: The disk is full, a cached file is gone, or the slots lie on no tmpfs of ours any more.
     """
-    remove(folder.path)
+    clear(folder)
     folder.path.mkdir(mode=0o700, parents=True)
-    for part in (folder.code, folder.data, folder.slot, folder.out):
+    for part in (folder.code, folder.data, folder.out):
         part.mkdir(mode=0o700)
+    if folder.slots is None:
+        folder.slot.mkdir(mode=0o700)
+    else:
+        make_slot(folder.slot)
     _fill(folder.code, contents.code)
     _fill(folder.data, contents.data)
-    shutil.copyfile(shim.__file__, folder.slot / "shim.py")
+    write_shim(folder.slot)
     (folder.slot / "spec.json").write_text(json.dumps(shim_spec(orders)), encoding="utf-8")
-    for path in (folder.slot / "shim.py", folder.slot / "spec.json", folder.slot, folder.out):
-        path.chmod(0o700 if path == folder.out else 0o500 if path == folder.slot else 0o400)
-        if os.geteuid() == 0:
+    for path in (folder.slot, *folder.slot.rglob("*")):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    if os.geteuid() == 0:
+        for path in (folder.out, folder.slot, *folder.slot.rglob("*")):
             os.chown(path, owner.uid, owner.gid)
 
 
 def shim_spec(orders: Orders) -> dict[str, object]:
     """Return what `spec.json` says, in the words of the shim."""
+    given = environment(orders)
     return {
         "argv": [PYTHON, "-u", f"{MOUNTED_AT}/code/{orders.entry_point}"],
         "cwd": f"{MOUNTED_AT}/code",
-        "environment": environment(orders),
-        "metrics_path": f"{MOUNTED_AT}/out/metrics.jsonl",
+        "environment": given,
+        "secret_names": sorted(name for name, value in orders.variables.items() if given.get(name) == value),
+        "metrics_path": given["METRICS_PATH"],
+        "failure_path": given["FAILURE_PATH"],
         "deadline_s": orders.deadline_s,
         "grace_s": orders.grace_s,
         "max_line_bytes": orders.max_line_bytes,
         "max_output_bytes": orders.max_output_bytes,
+        "max_lines_per_s": orders.max_lines_per_s,
+        "max_bytes_per_s": orders.max_bytes_per_s,
     }
 
 
@@ -135,12 +154,33 @@ def environment(orders: Orders) -> dict[str, str]:
         "DATASET_PATH": f"{MOUNTED_AT}/data/{orders.dataset_filename}",
         "MODEL_OUTPUT_PATH": f"{MOUNTED_AT}/out/model",
         "METRICS_PATH": f"{MOUNTED_AT}/out/metrics.jsonl",
+        "FAILURE_PATH": f"{MOUNTED_AT}/out/failure",
         "RUN_ID": orders.run_id,
         "ATTEMPT": str(orders.attempt),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     return {**defaults, **orders.variables, **promised}
+
+
+def mask_of(folder: RunFolder) -> Mask:
+    """Make the mask over the values that the slot holds; over nothing where the slot is gone."""
+    try:
+        return Mask(ShimOrders((folder.slot / "spec.json").read_bytes()).secrets)
+    except FileNotFoundError:
+        return Mask(())
+
+
+def clear(folder: RunFolder) -> None:
+    """Delete all that an attempt has on this host, the secrets first; what is gone already is fine."""
+    clear_slot(folder)
+    remove(folder.path)
+
+
+def clear_slot(folder: RunFolder) -> None:
+    """Delete the secrets, which nobody needs once the script is over."""
+    remove(folder.slot)
+    close_slots(folder.slots)
 
 
 def remove(path: Path) -> None:
@@ -154,6 +194,7 @@ def remove(path: Path) -> None:
     except FileNotFoundError:
         return
     try:
+        os.fchmod(top, 0o700)
         names = count()
         while batch := _entries(top):
             for name in batch:

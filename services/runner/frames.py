@@ -54,11 +54,12 @@ class Timeout:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """Output beyond the quota that was counted and thrown away."""
+    """Output that was counted and thrown away at this place; `because` says which limit it was over."""
 
     seq: int
     lines: int
     bytes: int
+    because: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class End:
     """The last frame: how the script ended and what it used.
 
     `error` says why no script could be started or followed; then neither an exit code nor a signal is known. Every
-    other attempt has exactly one of the two.
+    other attempt has exactly one of the two. `failure` is what the script itself says about its failure.
     """
 
     seq: int
@@ -83,6 +84,7 @@ class End:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     error: str | None = None
+    failure: str | None = None
 
 
 Frame = Started | Log | Metric | Timeout | Dropped | End

@@ -97,6 +97,6 @@ def _refuse_impossible(data: RunQueued | RunRevoked) -> None:
         raise PoisonError(f"{data.run_id[:100]!r} cannot be the id of a run")
     numbers = [data.attempt]
     if isinstance(data, RunQueued):
-        numbers += [data.spec.timeout_s, data.spec.compute.cpu_cores, data.spec.compute.memory_gb]
+        numbers += [data.spec.timeout_s, data.spec.grace_s, data.spec.compute.cpu_cores, data.spec.compute.memory_gb]
     if max(numbers) > MOST:
         raise PoisonError(f"an attempt, its time limit or its compute is above {MOST}")

@@ -9,6 +9,7 @@ import asyncio
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -38,6 +39,7 @@ from services.runner.roster import Roster
 from services.runner.sandbox_runtimes import runtimes
 from services.runner.setting_up import RunLimits, Surroundings
 from services.runner.settings import RunnerSettings, capacity
+from services.runner.slot import slots_folder, why_unusable
 from services.runner.supplies import Supplies
 from services.runner.sweep import Sweep
 
@@ -75,7 +77,8 @@ class Runner:
 
     async def _attend(self) -> None:
         """Take up the journal's attempts, and sweep away what is nobody's."""
-        sweep = Sweep(self.journal, self.engine, self.roster.around.runs_folder)
+        around = self.roster.around
+        sweep = Sweep(self.journal, self.engine, around.runs_folder, around.slots_folder)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.roster.run())
             group.create_task(sweep.run())
@@ -133,6 +136,7 @@ def wire(settings: RunnerSettings) -> Runner:
     around = Surroundings(
         runner_id=journal.runner_id,
         runs_folder=settings.work_dir / "runs",
+        slots_folder=_slots(settings),
         limits=_limits(settings),
         journal=journal,
         engine=engine,
@@ -144,6 +148,15 @@ def wire(settings: RunnerSettings) -> Runner:
         same_cluster=partial(_check_cluster, settings, journal),
     )
     return Runner(settings, health, journal, engine, publisher, heart, delivery, Roster(around))
+
+
+def _slots(settings: RunnerSettings) -> Path | None:
+    slots = slots_folder(settings.slots_dir, settings.work_dir)
+    problem = why_unusable(slots)
+    if problem is None:
+        return slots
+    log.warning("secrets_lie_on_disk", slots=str(slots), reason=problem)
+    return None
 
 
 async def _check_cluster(settings: RunnerSettings, journal: Journal) -> None:
@@ -163,10 +176,11 @@ def _limits(settings: RunnerSettings) -> RunLimits:
     root = os.geteuid() == 0
     uid, gid = (settings.run_uid_base, settings.run_uid_base) if root else (os.geteuid(), os.getegid())
     return RunLimits(
-        grace_s=settings.grace_s,
         max_artifact_bytes=settings.max_artifact_bytes,
         max_output_bytes=settings.max_output_bytes,
         max_line_bytes=settings.max_line_bytes,
+        max_lines_per_s=settings.max_lines_per_s,
+        max_bytes_per_s=settings.max_bytes_per_s,
         tmp_bytes=settings.tmp_mb << 20,
         pids_limit=settings.pids_limit,
         oci_runtime=settings.oci_runtime,

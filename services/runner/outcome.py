@@ -111,7 +111,8 @@ def _by_itself(end: End, evidence: Evidence, artifact: Collection) -> Conclusion
 def _failed_script(end: End, evidence: Evidence) -> Ended:
     if end.oom_kills or evidence.exit.oom_killed:
         return _ended(Reason.OUT_OF_MEMORY, "the run used more memory than it asked for", end.exit_code)
-    return _ended(Reason.SCRIPT_ERROR, _last_words(end, evidence.last_error_line), end.exit_code)
+    message = end.failure or _last_words(end, evidence.last_error_line)
+    return _ended(Reason.SCRIPT_ERROR, message, end.exit_code)
 
 
 def _good_script(artifact: Collection) -> Ended:

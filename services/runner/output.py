@@ -161,7 +161,9 @@ def _size(frame: Output) -> int:
 
 def _gap(frame: Dropped, now: datetime) -> LogLine:
     """Say in the log itself, at its place, that lines were kept back."""
-    text = f"[runyard: {frame.lines} lines ({frame.bytes} bytes) were dropped here]"
+    lines = "1 line" if frame.lines == 1 else f"{frame.lines:,} lines"
+    because = f": {frame.because}" if frame.because else ""
+    text = f"[runyard] {lines} ({frame.bytes:,} bytes) were dropped here{because}"
     return LogLine(sequence=frame.seq, stream="stderr", text=text, at=now, truncated=True)
 
 

@@ -29,7 +29,7 @@ RUNNER_LABEL = "runyard.runner_id"
 CPU_PERIOD_US = 100_000
 SHM_BYTES = 256 * 1024 * 1024
 OPEN_FILES = 4096  # INR_OPEN_MAX of linux/fs.h: above the engine's own limit no container would start
-ENTRY = [PYTHON, "-I", "-S", "-B", f"{MOUNTED_AT}/slot/shim.py"]
+ENTRY = [PYTHON, "-I", "-S", "-B", f"{MOUNTED_AT}/slot/shim"]
 # The shim bounds what is logged; the engine must neither rotate nor drop, whatever its own defaults say (FACTS.md:
 # following a rotated log loses lines). `max-size` has no word for unlimited.
 LOG = LogConfig(type="json-file", config={"mode": "blocking", "max-size": "1t", "max-file": "1", "compress": "false"})
@@ -251,14 +251,15 @@ class Sandbox:
 def _walls(spec: SandboxSpec) -> dict[str, Any]:
     """What the container cannot reach."""
     seccomp = [] if spec.seccomp_profile is None else [f"seccomp={spec.seccomp_profile}"]
-    parts = ((spec.folder.slot, True), (spec.folder.code, True), (spec.folder.data, True), (spec.folder.out, False))
+    folder = spec.folder
+    parts = (("slot", folder.slot), ("code", folder.code), ("data", folder.data), ("out", folder.out))
     return {
         "network_mode": "none",
         "ipc_mode": "private",
         "read_only": True,
         "mounts": [
-            Mount(target=f"{MOUNTED_AT}/{part.name}", source=str(part), type="bind", read_only=read_only)
-            for part, read_only in parts
+            Mount(target=f"{MOUNTED_AT}/{name}", source=str(part), type="bind", read_only=name != "out")
+            for name, part in parts
         ],
         # `exec` must be said: some libraries compile at run time and load what they have made.
         "tmpfs": {SCRATCH: f"rw,exec,nosuid,nodev,mode=1777,size={spec.scratch_bytes}"},

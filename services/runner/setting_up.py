@@ -37,10 +37,11 @@ Result = TypeVar("Result")
 class RunLimits:
     """What every run on this runner gets, beside its own compute."""
 
-    grace_s: float
     max_artifact_bytes: int
     max_output_bytes: int
     max_line_bytes: int
+    max_lines_per_s: int
+    max_bytes_per_s: int
     tmp_bytes: int
     pids_limit: int
     oci_runtime: str | None
@@ -53,6 +54,7 @@ class Surroundings:
     """What attempts work with.
 
     Attributes:
+        slots_folder: where the runs' secrets lie; None where there is no tmpfs: in the runs' folders.
         may_start: set while nothing unread can forbid a start.
         may_tell: set once it is sure that Kafka's cluster is the one that the journal speaks of.
         same_cluster: raises BrokerReplaced if it is not so any more.
@@ -60,6 +62,7 @@ class Surroundings:
 
     runner_id: str
     runs_folder: Path
+    slots_folder: Path | None
     limits: RunLimits
     journal: Journal
     engine: Engine
@@ -80,7 +83,7 @@ class SettingUp:
 
     def __init__(self, entry: Entry, queued: RunQueued, around: Surroundings, stopping: asyncio.Event) -> None:
         self.name = f"run-{entry.ref.run_id}-{entry.ref.attempt}"
-        self.folder = RunFolder(around.runs_folder / self.name)
+        self.folder = RunFolder(around.runs_folder / self.name, around.slots_folder)
         self._entry = entry
         self._queued = queued
         self._around = around
@@ -100,7 +103,7 @@ class SettingUp:
         """
         try:
             await self._unless_stopped(self._around.may_start.wait())
-            if await self._ask(lambda engine: engine.inspect(self.name)) is None:
+            if not await self._is_created():
                 await self._create()
             self._check()
         except Stopped:
@@ -112,6 +115,16 @@ class SettingUp:
         if state is None:
             raise EngineRefused("the container went away")
         return state
+
+    async def _is_created(self) -> bool:
+        """Whether the container is there; one that lost its slot before it started (a reboot) is made again."""
+        state = await self._ask(lambda engine: engine.inspect(self.name))
+        if state is None:
+            return False
+        if state.status == "created" and not self.folder.slot.exists():
+            await self._ask(lambda engine: engine.remove(self.name))
+            return False
+        return True
 
     async def _create(self) -> None:
         spec = self._queued.spec
@@ -160,9 +173,11 @@ class SettingUp:
             dataset_filename=spec.dataset.filename,
             variables=variables,
             deadline_s=float(spec.timeout_s),
-            grace_s=limits.grace_s,
+            grace_s=float(spec.grace_s),
             max_line_bytes=limits.max_line_bytes,
             max_output_bytes=limits.max_output_bytes,
+            max_lines_per_s=limits.max_lines_per_s,
+            max_bytes_per_s=limits.max_bytes_per_s,
         )
 
     def _sandbox_spec(self, image: str) -> SandboxSpec:

@@ -23,10 +23,15 @@ class RunnerSettings(ServiceSettings):
     runner_memory_gb: int | None = Field(default=None, ge=1, description="announced; by default the host's")
     runner_gpus: int = Field(default=0, ge=0)
     run_uid_base: int = Field(default=64_000, ge=1_000, description="as root, runs get user ids from here on")
-    grace_s: float = Field(default=10.0, gt=0, description="from SIGTERM to SIGKILL")
+    slots_dir: Path = Field(
+        default=Path("/dev/shm"),  # noqa: S108 - a folder of the runner's own is made below it
+        description="a tmpfs, for the values of variables; at the same path for the engine, like work_dir",
+    )
     max_artifact_bytes: int = Field(default=10 << 30, ge=1)
     max_output_bytes: int = Field(default=64 << 20, ge=1)
     max_line_bytes: int = Field(default=16 << 10, ge=1)
+    max_lines_per_s: int = Field(default=2000, ge=1, description="of a run's log; ten seconds' worth may come at once")
+    max_bytes_per_s: int = Field(default=4 << 20, ge=1, description="of a run's log, in the same way")
     tmp_mb: int = Field(default=1024, ge=1, description="size of a run's /tmp, which counts as its memory")
     pids_limit: int = Field(default=512, ge=16)
     cache_max_gb: int = Field(default=20, ge=1)

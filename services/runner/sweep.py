@@ -17,6 +17,7 @@ from services.runner import folder
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
 from services.runner.journal import Journal
+from services.runner.slot import close_slots
 
 EVERY_S = 60.0
 JOURNAL_KEPT = timedelta(days=8)
@@ -31,6 +32,7 @@ class Sweep:
     journal: Journal
     engine: Engine
     runs_folder: Path
+    slots_folder: Path | None = None
 
     async def run(self) -> None:
         """Sweep now and then until cancelled."""
@@ -53,10 +55,12 @@ class Sweep:
             if path.name not in needed:
                 await self._remove_folder(path)
                 crash_point("after_folder_swept")
+        await asyncio.to_thread(close_slots, self.slots_folder)
         self.journal.forget(datetime.now(UTC) - JOURNAL_KEPT)
 
     def _folders(self) -> list[Path]:
-        return list(self.runs_folder.iterdir()) if self.runs_folder.exists() else []
+        places = [place for place in (self.slots_folder, self.runs_folder) if place is not None and place.exists()]
+        return [path for place in places for path in place.iterdir()]
 
     async def _remove_container(self, name: str) -> None:
         try:

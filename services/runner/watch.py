@@ -26,12 +26,13 @@ MARGIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One container, by name."""
+    """One container, by name; `patience_s` is how long it may go on after it was told to stop."""
 
     name: str
     around: Surroundings
     output: OutputPublisher
     on_timeout: Callable[[], None]
+    patience_s: float
 
     async def until_over(self, state: ContainerState, limit_s: float, stopping: asyncio.Event) -> ContainerState | None:
         """Publish output until the container is over and all of its output is out.
@@ -49,7 +50,7 @@ class Watch:
     def _left_s(self, state: ContainerState, limit_s: float) -> float:
         began = state.started_at or datetime.now(UTC)
         age_s = max(0.0, (datetime.now(UTC) - began).total_seconds())
-        return max(0.0, limit_s + self.around.limits.grace_s + MARGIN_S - age_s)
+        return max(0.0, limit_s + self.patience_s - age_s)
 
     async def _guard(self, left_s: float, stopping: asyncio.Event) -> None:
         """Stop the container when it is told to, or when it outlives its deadline."""
@@ -63,7 +64,7 @@ class Watch:
             crash_point("before_terminate")
             await engine.ask(lambda sandbox: sandbox.terminate(self.name))
             crash_point("after_terminate")
-            await asyncio.sleep(self.around.limits.grace_s + MARGIN_S)
+            await asyncio.sleep(self.patience_s)
         crash_point("before_backstop_kill")
         await engine.ask(lambda sandbox: sandbox.kill(self.name))
         crash_point("after_backstop_kill")

@@ -79,7 +79,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario("talked", scenes.plain, _at("runner", "after_output_promised after_output_publish")),
     Scenario("was over", scenes.plain, _at("runner", "after_container_over after_artifact_collected")),
-    Scenario("uploaded its artifact", scenes.plain, _at("runner", "after_artifact_upload before_end_journaled")),
+    Scenario(
+        "uploaded its artifact",
+        scenes.plain,
+        _at("runner", "after_artifact_upload after_secrets_removed before_end_journaled"),
+    ),
     Scenario("ended", scenes.plain, _at("runner", "after_end_journaled after_container_swept after_folder_swept")),
     Scenario("cleaned up", scenes.plain, _at("runner", "before_container_removal after_container_removal")),
     Scenario(

@@ -115,7 +115,6 @@ class Terms:
     """The bounds that the system was given."""
 
     lease_s: float = 7.0
-    grace_s: float = 2.0
     heartbeat_s: float = 1.0
     max_attempts: int = 3
     settle_s: float = 60.0

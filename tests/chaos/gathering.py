@@ -98,7 +98,7 @@ async def gather(chaos: Chaos, witnesses: Witnesses) -> Evidence:
     epochs = await _rows(chaos, "SELECT max(epoch) AS epoch FROM ledger.broker_epochs")
     options = chaos.options
     return Evidence(
-        terms=Terms(options.lease_s, options.grace_s, options.heartbeat_s),
+        terms=Terms(options.lease_s, options.heartbeat_s),
         told=witnesses.book.lines,
         lifetimes=witnesses.observer.lifetimes(),
         outages=witnesses.outages,
@@ -133,7 +133,13 @@ def gather_after(evidence: Evidence, chaos: Chaos) -> Evidence:
             [unsent[f"the journal of {name}"]] = journal.execute(
                 "SELECT count(*) FROM outbox WHERE NOT published"
             ).fetchone()
-    leftovers = [*evidence.leftovers, *_mounts(chaos), *(f"process {line}" for line in _processes(chaos.data_dir.path))]
+    slots = [f"folder {place}" for place in map(chaos.slots, RUNNERS) if place.exists()]
+    leftovers = [
+        *evidence.leftovers,
+        *slots,
+        *_mounts(chaos),
+        *(f"process {line}" for line in _processes(chaos.data_dir.path)),
+    ]
     if chaos.engine is not None:
         leftovers += [f"process {pid} of the private engine" for pid in chaos.engine.processes()]
         leftovers += [f"mount {mount} of the private engine" for mount in chaos.engine.mounts()]
@@ -271,7 +277,8 @@ def _stored_digest(chaos: Chaos, sha256: str) -> str | None:
 
 async def _leftovers(chaos: Chaos) -> list[str]:
     """Find what no run needs any more, in words: containers, volumes, mounts, folders, uploads, sealed variables."""
-    folders = [path for name in RUNNERS for path in (chaos.work_dir(name) / "runs").glob("*")]
+    places = [place for name in RUNNERS for place in (chaos.work_dir(name) / "runs", chaos.slots(name))]
+    folders = [path for place in places for path in place.glob("*")]
     objects = chaos.data_dir.path / "objects"
     parts = [path for kind in ("uploads", "variables") for path in (objects / kind).rglob("*") if path.is_file()]
     return [

@@ -26,6 +26,8 @@ from services.cli.migrate import API_ROLE, AUDITOR_ROLE, SCHEDULER_ROLE, migrate
 from services.cli.service_process import ServiceProcess
 from services.cli.system import Addresses, SystemOptions, service_settings
 from services.cli.tokens import Claims, mint
+from services.runner.settings import RunnerSettings
+from services.runner.slot import slots_folder
 from tests.chaos.broker_proxy import BrokerProxy
 from tests.chaos.private_engine import PrivateEngine
 
@@ -55,7 +57,6 @@ class ChaosOptions:
     restart: bool = True
     heartbeat_s: float = 1.0
     lease_s: float = 7.0
-    grace_s: float = 2.0
     cpu_cores: int = 4
     memory_gb: int = 8
 
@@ -116,6 +117,10 @@ class Chaos:
     def work_dir(self, runner: str) -> Path:
         """Tell a runner's work folder."""
         return self.data_dir.path / runner
+
+    def slots(self, runner: str) -> Path:
+        """Tell where the secrets of a runner's runs lie."""
+        return slots_folder(RunnerSettings.model_fields["slots_dir"].default, self.work_dir(runner))
 
     async def start(self) -> None:
         """Start everything; returns when every part is ready."""
@@ -230,7 +235,7 @@ class Chaos:
 
     def _pace(self) -> dict[str, str]:
         options = self.options
-        pace = {"HEARTBEAT_S": options.heartbeat_s, "LEASE_S": options.lease_s, "GRACE_S": options.grace_s}
+        pace = {"HEARTBEAT_S": options.heartbeat_s, "LEASE_S": options.lease_s}
         engine = {"DOCKER_HOST": self.engine.url} if self.engine else {}
         return engine | {f"RUNYARD_{name}": str(value) for name, value in pace.items()}
 

@@ -27,11 +27,21 @@ with open(os.environ["METRICS_PATH"], "a") as metrics:
         print("step", step, flush=True)
         print(json.dumps({"name": "loss", "value": 1 / (step + 1), "step": step}), file=metrics, flush=True)
 """
+TATTLES = """
+import json, sys
+key = os.environ["API_KEY"]
+print("my key is", key, flush=True)
+print("oh", key, file=sys.stderr, flush=True)
+with open(os.environ["METRICS_PATH"], "a") as metrics:
+    print(json.dumps({"name": f"loss of {key}", "value": 1}), file=metrics, flush=True)
+with open(os.environ["FAILURE_PATH"], "w") as failure:
+    print("could not log in with", key, file=failure)
+"""
 SCRIPTS: dict[str, str] = {
     "model": NAP.format(seconds=0.3) + WRITE,
     "talks": METRICS + NAP.format(seconds=0.5) + WRITE,
     "no_artifact": 'print("nothing to keep")\n',
-    "secret": 'import os\nassert len(os.environ["API_KEY"]) > 20\n' + NAP.format(seconds=1) + WRITE,
+    "secret": 'import os\nassert len(os.environ["API_KEY"]) > 20\n' + TATTLES + NAP.format(seconds=1) + WRITE,
     "fails": NAP.format(seconds=0.2) + 'raise SystemExit("on purpose")\n',
     "times_out": NAP.format(seconds=600),
     "long": METRICS + NAP.format(seconds=15) + WRITE,
@@ -40,6 +50,7 @@ SCRIPTS: dict[str, str] = {
 WEIGHTS = {"model": 8, "talks": 4, "no_artifact": 3, "secret": 3, "fails": 3, "times_out": 2, "long": 2, "cancelled": 2}
 TIMEOUTS_S = {"times_out": 6, "cancelled": 60}
 DEFAULT_TIMEOUT_S = 60
+GRACE_S = 2
 REQUEST_TIMEOUT_S = 10.0
 RETRY_S = 0.2
 OK, REPEATABLE = range(200, 300), (429, 500, 502, 503, 504)
@@ -179,6 +190,7 @@ class Submitter:
             "runtime": "python3.11",
             "compute": {"cpu_cores": order.cpu_cores, "memory_gb": 1},
             "timeout_seconds": order.timeout_s,
+            "grace_period_seconds": GRACE_S,
             "environment_vars": dict(order.variables),
         }
         answer = await self._persistently(f"/api/v1/models/{model_id}/custom/train", order.key, order, json=body)

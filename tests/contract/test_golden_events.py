@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from schemas.cloudevents import MODEL_OF, CloudEvent, MalformedEvent, UnknownEvent, decode, encode
+from schemas.events import RunQueued
 
 GOLDEN = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "golden").glob("*.json")}
 STARTED = GOLDEN["runyard.run.started.v1"]
@@ -44,6 +45,22 @@ def test_fields_that_a_newer_producer_added_are_ignored_at_any_depth() -> None:
     assert isinstance(newer, CloudEvent)
     assert isinstance(older, CloudEvent)
     assert newer.data == older.data
+
+
+def test_a_grace_period_travels_and_one_from_before_there_was_any_is_ten_seconds() -> None:
+    golden = GOLDEN["runyard.run.queued.v1"]
+    assert "grace_s" not in golden["value"]
+    value = json.loads(golden["value"])
+    for told, read in (
+        (value["spec"], 10),
+        (value["spec"] | {"grace_s": 0}, 0),
+        (value["spec"] | {"grace_s": 600}, 600),
+    ):
+        event = decode(headers(golden), json.dumps(value | {"spec": told}).encode())
+        assert isinstance(event, CloudEvent)
+        assert isinstance(event.data, RunQueued)
+        assert event.data.spec.grace_s == read
+        assert json.loads(encode(event)[1])["spec"] == told
 
 
 def test_an_unknown_type_and_a_newer_version_are_handed_on_unread() -> None:

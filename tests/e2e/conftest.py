@@ -78,7 +78,7 @@ async def system(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
         data_dir=tmp_path_factory.mktemp("system"),
         cpu_cores=4,
         memory_gb=16,
-        environment={"RUNYARD_HEARTBEAT_S": "1", "RUNYARD_GRACE_S": "3", "RUNYARD_MAX_OUTPUT_BYTES": str(4 << 20)},
+        environment={"RUNYARD_HEARTBEAT_S": "1", "RUNYARD_MAX_OUTPUT_BYTES": str(4 << 20)},
     )
     async with running_system(options) as running:
         yield running

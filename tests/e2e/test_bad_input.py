@@ -136,9 +136,16 @@ async def test_a_script_that_floods_its_log_is_stopped(client: Client) -> None:
 
 async def test_a_script_that_ignores_sigterm_is_killed_after_the_grace_period(client: Client) -> None:
     script = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
-    _, run = await client.trained(script, timeout_seconds=1)
-    assert (run["status"], run["reason"]) == ("cancelled", "timeout")
+    _, run = await client.trained(script, timeout_seconds=1, grace_period_seconds=3)
+    assert (run["status"], run["reason"], run["grace_period_seconds"]) == ("cancelled", "timeout", 3)
     assert 1 + 3 <= run["usage"]["wall_seconds"] < 30
+
+
+async def test_a_script_that_ignores_sigterm_with_no_grace_period_is_killed_at_once(client: Client) -> None:
+    script = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
+    _, run = await client.trained(script, timeout_seconds=1, grace_period_seconds=0)
+    assert (run["status"], run["reason"]) == ("cancelled", "timeout")
+    assert 0.5 < run["usage"]["wall_seconds"] < 5
 
 
 async def test_poison_on_every_topic_is_set_aside_and_the_rest_goes_on(client: Client, system: System) -> None:

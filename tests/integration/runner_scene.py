@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -43,6 +44,8 @@ from services.runner.dispatch import partition_of
 from services.runner.events import Outgoing
 from services.runner.journal import Journal
 from services.runner.sandbox import RUNNER_LABEL
+from services.runner.settings import RunnerSettings
+from services.runner.slot import slots_folder
 
 PATIENCE_S = 60.0
 DATASET = b"a,b\n1,2\n"
@@ -72,7 +75,6 @@ class Scene:
             "RUNYARD_SEALING_KEY": f"{self.key.key_id}:{base64.b64encode(self.key.secret).decode()}",
             "RUNYARD_KAFKA_BOOTSTRAP_SERVERS": self.kafka.kafka_bootstrap_servers,
             "RUNYARD_HEARTBEAT_S": "1",
-            "RUNYARD_GRACE_S": "1",
         }
         with (self.folder / "runner.log").open("ab") as said:
             process = await asyncio.create_subprocess_exec(
@@ -101,6 +103,7 @@ class Scene:
             runtime="python3.11",
             compute=Compute(cpu_cores=1, memory_gb=1),
             timeout_s=timeout_s,
+            grace_s=1,
             variable_names=tuple(variables or ()),
             assets=(asset,),
             dataset=PinnedDataset(filename="wine.csv", dataset_id="dts-00000000", sha256=data, size_bytes=len(DATASET)),
@@ -168,7 +171,12 @@ class Scene:
 
     def leftovers(self) -> list[str]:
         runs = self.folder / "work" / "runs"
-        return [*self.containers(), *(path.name for path in runs.glob("*"))]
+        return [*self.containers(), *(path.name for place in (self.slots, runs) for path in place.glob("*"))]
+
+    @property
+    def slots(self) -> Path:
+        """Where the secrets of this runner's runs lie."""
+        return slots_folder(RunnerSettings.model_fields["slots_dir"].default, self.folder / "work")
 
     def containers(self) -> list[str]:
         client = docker.from_env()
@@ -224,3 +232,4 @@ async def a_scene(kafka: ServiceSettings, folder: Path) -> AsyncIterator[Scene]:
         await asyncio.gather(reading, return_exceptions=True)
         await publisher.close()
         scene.remove_containers()
+        shutil.rmtree(scene.slots, ignore_errors=True)

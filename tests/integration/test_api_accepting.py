@@ -44,6 +44,7 @@ async def test_an_accepted_run_has_every_field_of_the_page_and_its_defaults(scen
         "compute": {"cpu_cores": 2, "memory_gb": 8, "gpu": False},
         "run_label": None,
         "timeout_seconds": 7200,
+        "grace_period_seconds": 10,
         "estimated_start_time": None,
         "environment_vars": {},
     }

@@ -124,7 +124,7 @@ def test_a_script_trains_with_its_dataset_and_leaves_log_metrics_and_an_artifact
     )
     frames = attempt.frames()
     logs = {(frame.stream, frame.text) for frame in frames if isinstance(frame, Log)}
-    assert logs == {("stdout", f"a,b {CANARY} /runyard/code /runyard/code"), ("stderr", "oh")}
+    assert logs == {("stdout", "a,b *** /runyard/code /runyard/code"), ("stderr", "oh")}
     assert [(m.name, m.value, m.step) for m in frames if isinstance(m, Metric)] == [("loss", 0.5, 1)]
     assert isinstance(frames[0], Started)
     assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
@@ -226,8 +226,8 @@ def test_the_script_has_no_rights_no_network_and_nothing_to_write_but_its_own(at
     assert found["own_slot_readable"]
     assert found["oom_score_adj"] == "1000"
     assert " ".join(found["environment"]) == (
-        "ATTEMPT DATASET_PATH HOME LANG METRICS_PATH MODEL_OUTPUT_PATH PATH PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED "
-        "RUN_ID TMPDIR"
+        "ATTEMPT DATASET_PATH FAILURE_PATH HOME LANG METRICS_PATH MODEL_OUTPUT_PATH PATH PYTHONDONTWRITEBYTECODE"
+        " PYTHONUNBUFFERED RUN_ID TMPDIR"
     )
     assert found["core_limit"] == [0, 0]
     assert 20 < found["forks"] < 40

@@ -215,4 +215,4 @@ class Registry:
 
 def request_for(compute: Compute, timeout_s: int) -> TrainingRequest:
     """A request to train."""
-    return TrainingRequest("train.py", "python3.11", compute, timeout_s, None, ())
+    return TrainingRequest("train.py", "python3.11", compute, timeout_s, None, (), 10)

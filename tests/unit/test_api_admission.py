@@ -11,7 +11,8 @@ SCRIPT = PinnedAsset(asset_id="ast-1", asset_type="script", filename="train.py",
 TABLE = PinnedAsset(asset_id="ast-2", asset_type="data", filename="table.py", sha256="b" * 64, size_bytes=2)
 CONTENT = PinnedObject(filename="wine.csv", sha256="c" * 64, size_bytes=3)
 FACTS = ModelFacts("mdl-1", "custom", None, "dts-1", CONTENT, (SCRIPT, TABLE))
-REQUEST = TrainingRequest("train.py", "python3.11", Compute(cpu_cores=2, memory_gb=8), 7200, "a label", ("EPOCHS",))
+COMPUTE = Compute(cpu_cores=2, memory_gb=8)
+REQUEST = TrainingRequest("train.py", "python3.11", COMPUTE, 7200, "a label", ("EPOCHS",), 30)
 
 
 def refused(facts: ModelFacts, request: TrainingRequest = REQUEST) -> Refusal:
@@ -29,6 +30,7 @@ def test_an_admitted_request_pins_all_assets_and_the_dataset() -> None:
         7200,
         "a label",
     )
+    assert spec.grace_s == 30
     assert spec.assets == (SCRIPT, TABLE)
     assert spec.variable_names == ("EPOCHS",)
     assert (spec.dataset.dataset_id, spec.dataset.filename, spec.dataset.sha256) == ("dts-1", "wine.csv", "c" * 64)

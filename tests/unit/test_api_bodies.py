@@ -25,6 +25,7 @@ def test_a_least_body_gets_the_defaults_of_the_page() -> None:
     body = train()
     assert (body.compute.cpu_cores, body.compute.memory_gb, body.compute.gpu) == (2, 8, False)
     assert (body.timeout_seconds, body.run_label, body.environment_vars) == (7200, None, {})
+    assert body.grace_period_seconds == 10
 
 
 @pytest.mark.parametrize("value", [1, 32])
@@ -40,6 +41,11 @@ def test_memory_within_the_limits_is_accepted(value: int) -> None:
 @pytest.mark.parametrize("value", [1, 86400])
 def test_a_timeout_within_the_limits_is_accepted(value: int) -> None:
     assert train(timeout_seconds=value).timeout_seconds == value
+
+
+@pytest.mark.parametrize("value", [0, 600])
+def test_a_grace_period_within_the_limits_is_accepted(value: int) -> None:
+    assert train(grace_period_seconds=value).grace_period_seconds == value
 
 
 NO_INTEGERS = ["2", 2.0, 2.5, True, None, [2]]
@@ -58,6 +64,11 @@ def test_other_memory_is_refused(value: object) -> None:
 @pytest.mark.parametrize("value", [0, -1, 86401, 10**30, *NO_INTEGERS])
 def test_other_timeouts_are_refused(value: object) -> None:
     assert "timeout_seconds" in refused(timeout_seconds=value)
+
+
+@pytest.mark.parametrize("value", [-1, 601, 10**30, *NO_INTEGERS])
+def test_other_grace_periods_are_refused(value: object) -> None:
+    assert "grace_period_seconds" in refused(grace_period_seconds=value)
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0, None])

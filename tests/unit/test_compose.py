@@ -64,7 +64,9 @@ def test_the_example_environment_names_every_required_variable() -> None:
     assert required <= set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE))
 
 
-def test_the_runner_has_its_work_folder_at_the_same_path_inside_and_outside() -> None:
-    work = next(volume for volume in SERVICES["runner"]["volumes"] if "RUNYARD_WORK_DIR" in volume)
-    outside, inside = re.findall(r"\$\{[^}]*\}", work)
+@pytest.mark.parametrize("name", ["RUNYARD_WORK_DIR", "RUNYARD_SLOTS_DIR"])
+def test_the_runner_has_its_folders_at_the_same_paths_inside_and_outside(name: str) -> None:
+    runner = SERVICES["runner"]
+    outside, inside = re.findall(r"\$\{[^}]*\}", next(volume for volume in runner["volumes"] if name in volume))
     assert outside == inside
+    assert runner["environment"][name].startswith(inside)

@@ -3,11 +3,24 @@
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from services.runner.folder import Contents, Orders, Owner, RunFolder, environment, prepare, remove
+from services.runner.folder import (
+    Contents,
+    Orders,
+    Owner,
+    RunFolder,
+    clear,
+    environment,
+    mask_of,
+    prepare,
+    remove,
+    shim_spec,
+)
+from services.runner.slot import slots_folder, why_unusable
 
 ORDERS = Orders("run-custom-20260313-f7e2a1", 2, "train.py", "wine.csv", {"SECRET": "a\nb"}, deadline_s=60)
 OWNER = Owner(64321, 64321) if os.geteuid() == 0 else Owner(os.geteuid(), os.getegid())
@@ -29,11 +42,10 @@ def folder(tmp_path: Path, contents: Contents) -> RunFolder:
 
 
 def test_only_out_belongs_to_the_script_and_secrets_are_for_its_eyes_only(folder: RunFolder) -> None:
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder.path, *folder.path.rglob("*")]}
-    assert modes == {
+    found = [folder.path, *folder.path.iterdir(), *(path for path in folder.path.glob("*/*") if path.name != "shim")]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in found} == {
         "run-1": 0o700,
         "slot": 0o500,
-        "shim.py": 0o400,
         "spec.json": 0o400,
         "code": 0o755,
         "train.py": 0o444,
@@ -41,8 +53,10 @@ def test_only_out_belongs_to_the_script_and_secrets_are_for_its_eyes_only(folder
         "wine.csv": 0o444,
         "out": 0o700,
     }
-    owners = {path.name for path in folder.path.rglob("*") if path.stat().st_uid == OWNER.uid}
-    assert owners >= {"slot", "shim.py", "spec.json", "out"}
+    of_shim = [folder.slot / "shim", *(folder.slot / "shim").rglob("*")]
+    assert {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in of_shim} == {(True, 0o500), (False, 0o400)}
+    private = [folder.out, folder.slot, folder.slot / "spec.json", *of_shim]
+    assert {path.stat().st_uid for path in private} == {OWNER.uid}
     assert json.loads((folder.slot / "spec.json").read_text())["environment"]["SECRET"] == "a\nb"
 
 
@@ -51,6 +65,40 @@ def test_files_of_the_cache_are_linked_and_preparing_again_starts_afresh(folder:
     prepare(folder, ORDERS, contents, OWNER)
     assert list(folder.out.iterdir()) == []
     assert (folder.code / "train.py").samefile(contents.code["train.py"])
+
+
+def test_a_slot_elsewhere_holds_all_that_is_secret_and_goes_with_the_folder(tmp_path: Path, contents: Contents) -> None:
+    slots = slots_folder(Path("/dev/shm"), tmp_path)
+    if why_unusable(slots) is not None:
+        pytest.skip("no tmpfs here")
+    folder = RunFolder(tmp_path / "work" / "run-1", slots)
+    for _ in range(2):
+        prepare(folder, ORDERS, contents, OWNER)
+    assert folder.slot == slots / "run-1"
+    assert sorted(path.name for path in folder.path.iterdir()) == ["code", "data", "out"]
+    assert [path for path in folder.path.rglob("*") if path.is_file() and b"a\\nb" in path.read_bytes()] == []
+    assert json.loads((folder.slot / "spec.json").read_text())["secret_names"] == ["SECRET"]
+    clear(folder)
+    assert not slots.exists()
+    assert not folder.path.exists()
+
+
+def test_secrets_are_not_laid_out_where_they_would_reach_a_disk(tmp_path: Path, contents: Contents) -> None:
+    if why_unusable(tmp_path / "slots") is None:
+        pytest.skip("the tests' folder is a tmpfs")
+    with pytest.raises(OSError, match="not on a tmpfs"):
+        prepare(RunFolder(tmp_path / "work" / "run-1", tmp_path / "slots"), ORDERS, contents, OWNER)
+    assert list((tmp_path / "slots").iterdir()) == []
+
+
+def test_the_mask_of_a_folder_covers_what_its_slot_holds_and_nothing_without_one(
+    tmp_path: Path, contents: Contents
+) -> None:
+    folder = RunFolder(tmp_path / "run-1")
+    prepare(folder, replace(ORDERS, variables={"KEY": "s3cret-key"}), contents, OWNER)
+    assert mask_of(folder).text("model/s3cret-key is a link") == "model/*** is a link"
+    clear(folder)
+    assert mask_of(folder).text("model/s3cret-key is a link") == "model/s3cret-key is a link"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../out/model", "/etc/passwd", "a/b", "a\0b"])
@@ -66,6 +114,13 @@ def test_what_is_promised_wins_over_the_scripts_variables_and_those_over_default
     assert found["RUN_ID"] == "run-1"
     assert found["MODEL_OUTPUT_PATH"] == "/runyard/out/model"
     assert found["DATASET_PATH"] == "/runyard/data/a b.csv"
+    assert found["FAILURE_PATH"] == "/runyard/out/failure"
+
+
+def test_what_is_promised_is_no_secret_even_if_a_variable_has_its_name() -> None:
+    variables = {"HOME": "/nowhere", "RUN_ID": "forged"}
+    spec = shim_spec(Orders("run-1", 1, "train.py", "wine.csv", variables, deadline_s=1))
+    assert spec["secret_names"] == ["HOME"]
 
 
 def test_a_tree_of_any_depth_goes(folder: RunFolder) -> None:

@@ -58,6 +58,15 @@ def test_a_line_that_never_ends_is_not_kept_and_costs_only_itself() -> None:
     assert decoder.garbage_lines == 1
 
 
+def test_what_a_newer_shim_tells_is_read_and_what_an_older_one_did_not_tell_is_none() -> None:
+    dropped = b'{"seq":5,"type":"dropped","lines":7,"bytes":70'
+    assert parse(dropped + b"}") == Dropped(seq=5, lines=7, bytes=70, because=None)
+    assert parse(dropped + b',"because":"too fast"}') == Dropped(seq=5, lines=7, bytes=70, because="too fast")
+    end = b'{"seq":6,"type":"end","exit_code":1,"signal":null'
+    assert parse(end + b"}") == End(seq=6, exit_code=1, signal=None, failure=None)
+    assert parse(end + b',"failure":"no\\nlogin"}') == End(seq=6, exit_code=1, signal=None, failure="no\nlogin")
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -126,6 +126,21 @@ def test_a_failed_script_is_quoted_with_its_last_words_within_bounds() -> None:
     assert len(conclusion.message) == 1024
 
 
+def test_what_a_failed_script_says_of_itself_wins_over_its_last_words() -> None:
+    failure = "the data has no column\nlabel"
+    for end in (replace(BAD, failure=failure), replace(SEGFAULT, failure=failure)):
+        conclusion = conclude(Evidence(None, end, Exit(3), "ValueError: no"), NoArtifact())
+        assert isinstance(conclusion, Ended)
+        assert (conclusion.reason, conclusion.message) == (Reason.SCRIPT_ERROR, failure)
+
+
+def test_what_a_script_says_explains_no_end_that_is_not_its_own() -> None:
+    for cause, end in ((Cause.TIMEOUT, BAD), (None, replace(BAD, oom_kills=1)), (None, GOOD)):
+        conclusion = conclude(Evidence(cause, replace(end, failure="not me"), Exit(3), None), NoArtifact())
+        assert isinstance(conclusion, Ended)
+        assert "not me" not in str(conclusion.message)
+
+
 def test_a_signal_is_called_by_its_name() -> None:
     conclusion = concluded(SEGFAULT)
     assert isinstance(conclusion, Ended)

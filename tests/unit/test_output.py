@@ -99,15 +99,15 @@ def test_the_event_with_the_last_sequence_goes_last_so_that_nobody_thinks_too_ea
 
 
 def test_dropped_lines_are_counted_and_told_at_their_place_in_the_log() -> None:
-    batches = added(Batches(), Dropped(seq=4, lines=7, bytes=99))
+    batches = added(Batches(), Dropped(seq=4, lines=1234, bytes=56789, because="more than 2,000 lines a second"))
     batch = batches.take()
     assert batch is not None
     (event,) = events_of(batch, PEN, NOW)
     told = data_of("runyard.run.logs_appended.v1", event.value)
     assert isinstance(told, LogsAppended)
     [gap] = told.lines
-    assert (gap.sequence, gap.stream, gap.truncated, told.dropped_lines) == (4, "stderr", True, 7)
-    assert gap.text == "[runyard: 7 lines (99 bytes) were dropped here]"
+    assert (gap.sequence, gap.stream, gap.truncated, told.dropped_lines) == (4, "stderr", True, 1234)
+    assert gap.text == "[runyard] 1,234 lines (56,789 bytes) were dropped here: more than 2,000 lines a second"
     assert batches.last_output == 4
 
 

@@ -3,94 +3,21 @@
 What needs a container (daemons, OOM, secrets of PID 1) is in tests/integration/test_sandbox.py.
 """
 
-import json
 import os
 import resource
 import select
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from services.runner import shim
-from services.runner.frames import Dropped, End, Frame, FrameDecoder, Log, Metric, Started, Timeout
+from services.runner.frames import Dropped, End, Log, Started, Timeout
 from services.runner.sandbox_interpreter import find_interpreter
-from services.runner.shim import LineSplitter, parse_metric, safe_text
-
-
-@dataclass
-class Slot:
-    """A slot folder for one script, and the shim that runs it."""
-
-    folder: Path
-
-    def write(self, script: str, **changes: Any) -> None:
-        (self.folder / "shim.py").write_bytes(Path(shim.__file__).read_bytes())
-        (self.folder / "train.py").write_text(script)
-        metrics = self.folder / "metrics.jsonl"
-        spec: dict[str, Any] = {
-            "argv": [sys.executable, "-u", str(self.folder / "train.py")],
-            "cwd": str(self.folder),
-            "environment": {"METRICS_PATH": str(metrics)},
-            "metrics_path": str(metrics),
-            "deadline_s": 30,
-            "grace_s": 0.3,
-            "max_line_bytes": 1000,
-            "max_output_bytes": 1_000_000,
-        }
-        (self.folder / "spec.json").write_text(json.dumps(spec | changes))
-
-    def start(self, script: str, **changes: Any) -> "subprocess.Popen[bytes]":
-        self.write(script, **changes)
-        command = [sys.executable, "-I", "-S", "-B", str(self.folder / "shim.py")]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-
-    def run(self, script: str, **changes: Any) -> "Outcome":
-        with self.start(script, **changes) as process:
-            return finish(process)
-
-
-@dataclass
-class Outcome:
-    """All frames, and what the shim itself exited with."""
-
-    frames: list[Frame]
-    exit_code: int
-
-    @property
-    def end(self) -> End:
-        last = self.frames[-1]
-        assert isinstance(last, End), self.frames
-        return last
-
-    @property
-    def lines(self) -> list[str]:
-        return [frame.text for frame in self.frames if isinstance(frame, Log)]
-
-    @property
-    def metrics(self) -> list[tuple[str, float, int | None]]:
-        return [(frame.name, frame.value, frame.step) for frame in self.frames if isinstance(frame, Metric)]
-
-
-def finish(process: "subprocess.Popen[bytes]", head: bytes = b"") -> Outcome:
-    output, _ = process.communicate(timeout=30)
-    frames = FrameDecoder().feed(head + output)
-    assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
-    return Outcome(frames, process.returncode)
-
-
-def read_until(process: "subprocess.Popen[bytes]", text: bytes) -> bytes:
-    assert process.stdout is not None
-    head = b""
-    while text not in head:
-        chunk = os.read(process.stdout.fileno(), 65536)
-        assert chunk, head
-        head += chunk
-    return head
+from services.runner.shim.lines import LineSplitter, safe_text
+from services.runner.shim.metrics_tail import parse_metric
+from tests.unit.shim_scene import Slot, finish, read_until
 
 
 @pytest.fixture
@@ -257,7 +184,7 @@ def test_a_metrics_file_that_is_begun_anew_is_read_from_its_beginning(slot: Slot
 def test_orders_that_make_no_sense_still_have_an_end(slot: Slot, text: str) -> None:
     slot.write("pass")
     (slot.folder / "spec.json").write_text(text)
-    with subprocess.Popen([sys.executable, "-I", str(slot.folder / "shim.py")], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-I", str(slot.folder / "shim")], stdout=subprocess.PIPE) as process:
         outcome = finish(process)
     assert outcome.end.error
     assert (outcome.end.exit_code, outcome.exit_code) == (None, 125)
@@ -288,7 +215,7 @@ def test_the_shim_runs_on_every_runtime(slot: Slot, version: str) -> None:
         pytest.skip(f"no Python {version} on this machine")
     python = str(found.executable)
     slot.write("import sys\nprint('%d.%d' % sys.version_info[:2])", argv=[python, "train.py"])
-    command = [python, "-I", "-S", "-B", str(slot.folder / "shim.py")]
+    command = [python, "-I", "-S", "-B", str(slot.folder / "shim")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert finish(process).lines == [version]
 
