@@ -41,8 +41,8 @@ class SandboxSpec:
     """What one attempt gets. The folder must be prepared before and stay until the container is removed.
 
     `image` is an id or a digest, so that a tag that moves changes nothing; `seccomp_profile` is the profile itself
-    as JSON; `oci_runtime` is a name that the engine knows (`runsc`). A `shared_owner` is a user id that others use,
-    too: the kernel counts processes by it, on the whole host, so it gets no limit of its own.
+    as JSON; `oci_runtime` is a name that the engine knows (`runsc`). `own_user` says that nobody else on the
+    host has the owner's user id: the kernel counts processes by it, so only then can it bound this run's.
     """
 
     run_id: str
@@ -59,7 +59,7 @@ class SandboxSpec:
     file_size_bytes: int = 16 * 1024**3
     oci_runtime: str | None = None
     seccomp_profile: str = field(default_factory=profile)
-    shared_owner: bool = False
+    own_user: bool = False
 
     @property
     def name(self) -> str:
@@ -132,10 +132,10 @@ def binds(spec: SandboxSpec) -> tuple[Bind, ...]:
     """List what of the host the container sees: the run's own folders, one of them to write in."""
     folder = spec.folder
     return (
-        Bind(str(folder.slot), f"{MOUNTED_AT}/{folder.slot.name}"),
-        Bind(str(folder.code), f"{MOUNTED_AT}/{folder.code.name}"),
-        Bind(str(folder.data), f"{MOUNTED_AT}/{folder.data.name}"),
-        Bind(str(folder.out), f"{MOUNTED_AT}/{folder.out.name}", read_only=False),
+        Bind(str(folder.slot), f"{MOUNTED_AT}/slot"),
+        Bind(str(folder.code), f"{MOUNTED_AT}/code"),
+        Bind(str(folder.data), f"{MOUNTED_AT}/data"),
+        Bind(str(folder.out), f"{MOUNTED_AT}/out", read_only=False),
     )
 
 
@@ -160,7 +160,7 @@ def _scratch(spec: SandboxSpec) -> dict[str, str]:
 
 def _ulimits(spec: SandboxSpec) -> list[dict[str, Any]]:
     limits = {"nofile": OPEN_FILES, "fsize": spec.file_size_bytes, "core": 0}
-    if not spec.shared_owner:
+    if spec.own_user:
         limits["nproc"] = spec.pids_limit
     return [{"Name": name, "Soft": limit, "Hard": limit} for name, limit in limits.items()]
 

@@ -211,7 +211,7 @@ class SettingUp:
             scratch_bytes=limits.tmp_bytes,
             oci_runtime=limits.oci_runtime,
             seccomp_profile=limits.seccomp_profile,
-            shared_owner=not limits.owner_per_slot,
+            own_user=limits.owner_per_slot,
         )
 
     def _owner(self) -> Owner:

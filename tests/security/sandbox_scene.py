@@ -63,7 +63,7 @@ def a_spec(folder: Path, image: str, runtime: str, script: str = "pass") -> Iter
         scratch_bytes=64 * MIB,
         file_size_bytes=32 * MIB,
         oci_runtime=runtime,
-        shared_owner=not ALONE,
+        own_user=ALONE,
     )
     source = folder / f"{run_id}.py"
     source.write_text(script)

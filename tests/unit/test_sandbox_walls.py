@@ -25,6 +25,7 @@ SPEC = SandboxSpec(
     scratch_bytes=64 << 20,
     oci_runtime="runsc",
     seccomp_profile="{}",
+    own_user=True,
 )
 
 
@@ -50,7 +51,7 @@ def answer(spec: SandboxSpec) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, gpu=True), replace(SPEC, shared_owner=True)])
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, gpu=True), replace(SPEC, own_user=False)])
 def test_an_engine_that_did_what_it_was_asked_is_confirmed_however_it_writes_nothing(spec: SandboxSpec) -> None:
     assert list(unconfirmed(spec, answer(spec))) == []
 
@@ -72,7 +73,7 @@ def test_processes_are_bounded_by_user_only_where_the_user_is_nobody_elses() -> 
         "core": (0, 0),
         "nproc": (100, 100),
     }
-    shared = request(replace(SPEC, shared_owner=True))["HostConfig"]["Ulimits"]
+    shared = request(replace(SPEC, own_user=False))["HostConfig"]["Ulimits"]
     assert [limit["Name"] for limit in shared] == ["nofile", "fsize", "core"]
 
 
