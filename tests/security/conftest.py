@@ -12,7 +12,7 @@ def image() -> str:
     return ensure("python3.11")
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Let what asks for an OCI runtime run on each that is there."""
-    if "runtime" in metafunc.fixturenames:
-        metafunc.parametrize("runtime", runtimes(), scope="session")
+@pytest.fixture(scope="session", params=runtimes())
+def runtime(request: pytest.FixtureRequest) -> str:
+    """An OCI runtime; what asks for it runs on each that is there."""
+    return str(request.param)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
+from docker.utils import kwargs_from_env
 
 from services.runner.folder import PYTHON, Contents, Orders, Owner, RunFolder, prepare, remove
 from services.runner.sandbox import Sandbox
@@ -19,6 +20,11 @@ MIB = 1 << 20
 PATIENCE_S = 60
 ALONE = os.geteuid() == 0
 """Whether a container can have a user id that nobody else has."""
+
+
+def engine() -> docker.APIClient:
+    """Connect to the engine that the runner would use."""
+    return docker.APIClient(version="auto", timeout=PATIENCE_S, **kwargs_from_env())
 
 
 class Forgetful(docker.APIClient):
@@ -40,7 +46,7 @@ def altered(asked: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[st
 
 
 def forgetful(differences: Mapping[str, Any]) -> Forgetful:
-    client = Forgetful(version="auto", timeout=PATIENCE_S)
+    client = Forgetful(version="auto", timeout=PATIENCE_S, **kwargs_from_env())
     client.differs = differences
     return client
 
@@ -80,7 +86,7 @@ def a_spec(folder: Path, image: str, runtime: str, script: str = "pass") -> Iter
 
 def probe(spec: SandboxSpec, code: str, differences: Mapping[str, Any] | None = None) -> Any:
     """Run code in the place of the shim, in a container with some differences; what it prints is JSON."""
-    with contextlib.closing(docker.APIClient(version="auto", timeout=PATIENCE_S)) as client:
+    with contextlib.closing(engine()) as client:
         body = altered(request(spec), {"Config.Entrypoint": [PYTHON, "-I", "-c", code], **(differences or {})})
         container = client.create_container_from_config(body, spec.name)["Id"]  # type: ignore[no-untyped-call]
         try:
@@ -105,7 +111,7 @@ def _wait(client: docker.APIClient, container: str) -> int:
 def runtimes() -> list[str]:
     """List the OCI runtimes that this host's engine has, of those that a run may have."""
     try:
-        with contextlib.closing(docker.APIClient(version="auto")) as client:
+        with contextlib.closing(engine()) as client:
             known = client.info()["Runtimes"]
     except docker.errors.DockerException:
         return ["runc"]  # the tests themselves will say that no engine answers

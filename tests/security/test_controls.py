@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
 
 from services.runner.errors import EngineRefused
@@ -18,7 +17,7 @@ from services.runner.sandbox import Sandbox
 from services.runner.sandbox_walls import SIGHTS, WALLS, SandboxSpec, request, unconfirmed
 from tests.security.controls import NAMES, REQUESTS, without
 from tests.security.probing import FACTS, PROBE, SEEN
-from tests.security.sandbox_scene import a_spec, altered, forgetful, probe
+from tests.security.sandbox_scene import a_spec, altered, engine, forgetful, probe
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -32,7 +31,7 @@ def spec(image: str, runtime: str, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def inspection(spec: SandboxSpec) -> Iterator[dict[str, Any]]:
     """What the engine shows of a container with all of its walls."""
-    with contextlib.closing(docker.APIClient(version="auto")) as client:
+    with contextlib.closing(engine()) as client:
         made = client.create_container_from_config(request(spec), f"{spec.name}-whole")  # type: ignore[no-untyped-call]
         yield dict(client.inspect_container(made["Id"]))
         client.remove_container(made["Id"], force=True)
@@ -66,7 +65,7 @@ def test_a_container_that_an_engine_has_made_without_a_control_is_never_started(
 
 
 def test_a_container_that_is_there_already_is_confirmed_as_well(spec: SandboxSpec) -> None:
-    with contextlib.closing(Sandbox.connect()) as sandbox, contextlib.closing(docker.APIClient()) as client:
+    with contextlib.closing(Sandbox.connect()) as sandbox, contextlib.closing(engine()) as client:
         weak = altered(request(spec), {"HostConfig.Privileged": True})
         client.create_container_from_config(weak, spec.name)  # type: ignore[no-untyped-call]
         with pytest.raises(EngineRefused, match="not confirmed"):
