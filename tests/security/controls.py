@@ -45,7 +45,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "memory": {"HostConfig.Memory": 0, "HostConfig.MemorySwap": 0},
     "memory with swap": {"HostConfig.MemorySwap": -1},
     "OOM kill": {"HostConfig.OomKillDisable": True},
-    "OOM score": {"HostConfig.OomScoreAdj": -500},
+    "OOM score": {"HostConfig.OomScoreAdj": 500},
     "processes": {"HostConfig.PidsLimit": 0},
     "ulimits": {"HostConfig.Ulimits": []},
     "terminal": {"Config.Tty": True},

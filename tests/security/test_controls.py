@@ -29,12 +29,13 @@ def spec(image: str, runtime: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def inspection(spec: SandboxSpec) -> Iterator[dict[str, Any]]:
+def inspection(spec: SandboxSpec) -> dict[str, Any]:
     """What the engine shows of a container with all of its walls."""
     with contextlib.closing(engine()) as client:
         made = client.create_container_from_config(request(spec), f"{spec.name}-whole")  # type: ignore[no-untyped-call]
-        yield dict(client.inspect_container(made["Id"]))
+        found = dict(client.inspect_container(made["Id"]))
         client.remove_container(made["Id"], force=True)
+    return found
 
 
 def test_every_control_can_be_taken_out() -> None:

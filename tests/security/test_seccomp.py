@@ -89,6 +89,7 @@ REFUSED: dict[str, tuple[int | None, int | None, tuple[Any, ...]]] = {
 NOT_THERE = {"clone3": (435, 435, (0, 0))}
 KERNELS_OWN = {
     *("bpf", "perf_event_open", "chroot", "open_by_handle_at", "fsopen", "kexec_load", "init_module", "syslog"),
+    *("fanotify_init", "fsmount", "fspick", "move_mount", "pivot_root"),
     *("socket AF_PACKET", "socket AF_KEY", "socket AF_CAN", "socket raw ICMP", "socket AF_XDP"),
     *("unshare a user namespace", "clone with a network namespace", "clone with a mount namespace"),
 }
