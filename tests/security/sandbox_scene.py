@@ -88,7 +88,7 @@ def probe(spec: SandboxSpec, code: str, differences: Mapping[str, Any] | None = 
     """Run code in the place of the shim, in a container with some differences; what it prints is JSON."""
     with contextlib.closing(engine()) as client:
         body = altered(request(spec), {"Config.Entrypoint": [PYTHON, "-I", "-c", code], **(differences or {})})
-        container = client.create_container_from_config(body, spec.name)["Id"]  # type: ignore[no-untyped-call]
+        container = client.create_container_from_config(body, f"{spec.name}-{secrets.token_hex(4)}")["Id"]  # type: ignore[no-untyped-call]
         try:
             client.start(container)
             ended = _wait(client, container)

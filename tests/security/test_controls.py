@@ -4,8 +4,8 @@ The table is `controls`; a control that is not in it fails here.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tests.security.probing import FACTS, PROBE, SEEN
 from tests.security.sandbox_scene import a_spec, altered, engine, forgetful, probe
 
 pytestmark = pytest.mark.timeout(60)
+
+SIDE_BY_SIDE = 4
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +98,15 @@ def test_what_a_script_finds_in_its_sandbox(fact: str, facts: dict[str, Any], sp
     assert facts[fact] == FACTS[fact](spec)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a user's own engine cannot take these out")
+@pytest.fixture(scope="module")
+def weakened(spec: SandboxSpec) -> Iterator[dict[str, Future[Any]]]:
+    """What the script finds without each control, some containers at a time."""
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        yield {control: pool.submit(probe, spec, PROBE, REQUESTS[control]) for control in SEEN}
+
+
 @pytest.mark.parametrize("control", sorted(SEEN))
 def test_without_a_control_the_script_finds_something_else(
-    control: str, facts: dict[str, Any], spec: SandboxSpec
+    control: str, facts: dict[str, Any], weakened: dict[str, Future[Any]]
 ) -> None:
-    assert probe(spec, PROBE, REQUESTS[control])[SEEN[control]] != facts[SEEN[control]]
+    assert weakened[control].result()[SEEN[control]] != facts[SEEN[control]]
