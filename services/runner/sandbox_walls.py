@@ -7,6 +7,7 @@ may change. Pure: it knows the engine's words, and never talks to it.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from os.path import normpath
 from typing import Any
 
 from services.runner.folder import MOUNTED_AT, PYTHON, SCRATCH, Owner, RunFolder
@@ -129,13 +130,16 @@ def unconfirmed(spec: SandboxSpec, inspection: Mapping[str, Any]) -> Iterator[st
 
 
 def binds(spec: SandboxSpec) -> tuple[Bind, ...]:
-    """List what of the host the container sees: the run's own folders, one of them to write in."""
+    """List what of the host the container sees: the run's own folders, one of them to write in.
+
+    Paths are written as the engine will show them: without `..`, and with links as they are.
+    """
     folder = spec.folder
     return (
-        Bind(str(folder.slot), f"{MOUNTED_AT}/slot"),
-        Bind(str(folder.code), f"{MOUNTED_AT}/code"),
-        Bind(str(folder.data), f"{MOUNTED_AT}/data"),
-        Bind(str(folder.out), f"{MOUNTED_AT}/out", read_only=False),
+        Bind(normpath(folder.slot), f"{MOUNTED_AT}/slot"),
+        Bind(normpath(folder.code), f"{MOUNTED_AT}/code"),
+        Bind(normpath(folder.data), f"{MOUNTED_AT}/data"),
+        Bind(normpath(folder.out), f"{MOUNTED_AT}/out", read_only=False),
     )
 
 

@@ -57,6 +57,8 @@ def test_an_engine_that_did_what_it_was_asked_is_confirmed_however_it_writes_not
 
 
 def test_the_script_sees_four_folders_of_its_own_run_and_writes_into_one() -> None:
+    roundabout = replace(SPEC, folder=RunFolder(Path("/work/elsewhere/../runs/run-1-2")))
+    assert binds(roundabout) == binds(SPEC)  # an engine shows them so, and is asked for no other
     assert [(bind.source, bind.target, bind.read_only) for bind in binds(SPEC)] == [
         ("/work/runs/run-1-2/slot", "/runyard/slot", True),
         ("/work/runs/run-1-2/code", "/runyard/code", True),
