@@ -31,8 +31,8 @@ from deploy.images.build import ensure_all, workshop
 from deploy.images.recipes import ROOT
 from services.cli.data_dir import DataDir
 from services.cli.embedded_process import free_port
-from services.runner.sandbox import RUN_LABEL
 from services.runner.sandbox_rootfs import CannotBuildError
+from services.runner.sandbox_walls import RUN_LABEL
 
 FOLDER = ROOT / ".runyard" / "composed"
 PROJECT = f"runyard-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"

@@ -162,7 +162,14 @@ class EmbeddedKafka:
 
     def _format(self, jars: Path, settings: Path) -> None:
         cluster_id = secrets.token_urlsafe(16)
-        command = [*self._java(jars), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings)]
+        command = [
+            *self._java(jars),
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={cluster_id}",
+            "-c",
+            str(settings),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
         if done.returncode:
             raise ServerFailed(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")

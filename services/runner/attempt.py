@@ -14,7 +14,7 @@ from schemas.parts import Usage
 from schemas.reason import Reason, RunStatus
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import BrokerReplaced
-from services.runner import events, folder
+from services.runner import events, folder, quota
 from services.runner.artifact import Collected, Collection, Limits, NoArtifact, Refused, collect
 from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.events import Aftermath, Pen
@@ -110,15 +110,15 @@ class Attempt:
 
     async def _watch(self, state: ContainerState) -> ContainerState | None:
         spec = self._queued.spec
-        watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout, spec.grace_s + MARGIN_S)
+        watch = Watch(self._setting_up, self._around, self._output, self._on_cause, spec.grace_s + MARGIN_S)
         over = await watch.until_over(state, spec.timeout_s, self._stopping)
         await self._around.same_cluster()  # while the container is there, its output can be told to another one again
         return over
 
-    def _on_timeout(self) -> None:
-        cause = self._around.journal.set_cause(self._entry.ref, Cause.TIMEOUT)
-        crash_point("after_timeout_journaled")
-        self._log.info("run_timed_out", cause=cause)
+    def _on_cause(self, cause: Cause) -> None:
+        counts = self._around.journal.set_cause(self._entry.ref, cause)
+        crash_point("after_limit_journaled")
+        self._log.info("run_over_its_limit", limit=cause, cause=counts)
 
     async def _conclude_with_artifact(self, state: ContainerState | None) -> Conclusion:
         first = self._conclude(state, NoArtifact())
@@ -140,6 +140,8 @@ class Attempt:
 
         def take() -> Collection:
             private.unlink(missing_ok=True)
+            quota.attach_again(place.out)
+            quota.settle(place.out)
             return collect(place.out, private, limits)
 
         try:
@@ -196,6 +198,7 @@ class Attempt:
             crash_point("after_container_removal")
             await asyncio.to_thread(folder.clear, self._setting_up.folder)
             crash_point("after_folder_removal")
+            self._around.journal.release_slot(self._entry.ref)
         except (EngineUnavailable, EngineRefused, OSError) as problem:
             self._log.warning("clean_up_failed", error=str(problem))
 

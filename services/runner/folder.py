@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+from services.backbone.crash_points import crash_point
+from services.runner import quota
 from services.runner.shim.masking import Mask
 from services.runner.shim.orders import Orders as ShimOrders
 from services.runner.slot import close_slots, make_slot, write_shim
@@ -187,8 +189,16 @@ def remove(path: Path) -> None:
     """Delete a run's folder and all that the script made of it; a folder that is gone already is fine.
 
     Trees of any depth and folders without permissions go, too: each subfolder is first moved up to the top, so that
-    two descriptors are enough. Nothing may write there any more.
+    two descriptors are enough. What is mounted there is unmounted first. Nothing may write there any more.
+
+    Raises:
+        OSError: something is still in use.
     """
+    if not path.exists():
+        return
+    crash_point("before_mounts_detached")
+    quota.detach(path)
+    crash_point("after_mounts_detached")
     try:
         top = os.open(path, _FOLDER)
     except FileNotFoundError:

@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS attempts (
     queued TEXT,
     traceparent TEXT,
     slot INTEGER NOT NULL DEFAULT 0,
+    slot_released INTEGER NOT NULL DEFAULT 0,
     cause TEXT,
     container_id TEXT,
     started_at TEXT,
@@ -108,6 +109,7 @@ class Journal:
         self._sql.execute("PRAGMA journal_mode = WAL")
         self._sql.execute("PRAGMA synchronous = FULL")
         self._sql.executescript(SCHEMA)
+        self._add_missing_columns()
         born = f"rnr-{secrets.token_hex(4)}"
         self._sql.execute("INSERT OR IGNORE INTO runner (only, runner_id, beat) VALUES (1, ?, 0)", (born,))
         self.runner_id: str = self._sql.execute("SELECT runner_id FROM runner").fetchone()[0]
@@ -141,9 +143,9 @@ class Journal:
         return int(beat)
 
     def accept(self, queued: RunQueued, traceparent: str | None) -> bool:
-        """Write an attempt down, with a slot that no unfinished one holds; False when it is known already."""
+        """Write an attempt down, with a slot that nobody holds; False when it is known already."""
         with self._transaction() as sql:
-            taken = {slot for (slot,) in sql.execute("SELECT slot FROM attempts WHERE state <> 'ended'")}
+            taken = {slot for (slot,) in sql.execute("SELECT slot FROM attempts WHERE NOT slot_released")}
             slot = next(number for number in range(len(taken) + 1) if number not in taken)
             done = sql.execute(
                 "INSERT INTO attempts (run_id, attempt, state, queued, traceparent, slot)"
@@ -156,8 +158,8 @@ class Journal:
         """Write down that an attempt that was never seen will never start; False when it is known already."""
         with self._transaction() as sql:
             done = sql.execute(
-                "INSERT INTO attempts (run_id, attempt, state, cause, ended_at) VALUES (?, ?, 'ended', ?, ?)"
-                " ON CONFLICT DO NOTHING",
+                "INSERT INTO attempts (run_id, attempt, state, cause, ended_at, slot_released)"
+                " VALUES (?, ?, 'ended', ?, ?, 1) ON CONFLICT DO NOTHING",
                 (ref.run_id, ref.attempt, cause, now.isoformat()),
             )
             if done.rowcount == 1 and event is not None:
@@ -222,6 +224,18 @@ class Journal:
             if done.rowcount == 1 and event is not None:
                 self._enqueue(ref, event, is_end=True)
 
+    def holding_slots(self) -> list[RunAttempt]:
+        """List what has ended and still has its slot, since something of it may be left on the host."""
+        rows = self._sql.execute("SELECT run_id, attempt FROM attempts WHERE state = 'ended' AND NOT slot_released")
+        return [RunAttempt(run_id=run_id, attempt=attempt) for run_id, attempt in rows]
+
+    def release_slot(self, ref: RunAttempt) -> None:
+        """Let others have an ended attempt's slot: nothing of it is left, neither container nor folder."""
+        self._sql.execute(
+            "UPDATE attempts SET slot_released = 1 WHERE run_id = ? AND attempt = ? AND state = 'ended'",
+            (ref.run_id, ref.attempt),
+        )
+
     def unpublished(self, limit: int = 100) -> list[Waiting]:
         """Read the outbox, in order."""
         rows = self._sql.execute(
@@ -258,6 +272,12 @@ class Journal:
                 " WHERE o.run_id = attempts.run_id AND o.attempt = attempts.attempt)",
                 (before.isoformat(),),
             )
+
+    def _add_missing_columns(self) -> None:
+        """Bring a journal of an older runner up to date."""
+        columns = {row["name"] for row in self._sql.execute("PRAGMA table_info(attempts)")}
+        if "slot_released" not in columns:
+            self._sql.execute("ALTER TABLE attempts ADD COLUMN slot_released INTEGER NOT NULL DEFAULT 0")
 
     def _enqueue(self, ref: RunAttempt, event: Outgoing, *, is_end: bool) -> None:
         headers = json.dumps([(name, value.decode()) for name, value in event.headers])

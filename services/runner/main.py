@@ -26,6 +26,7 @@ from services.backbone.sealing import parse_keys
 from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
 from services.backbone.watchdog import watch_loop
+from services.runner import quota, seccomp
 from services.runner.cache import Cache
 from services.runner.delivery import Delivery
 from services.runner.dispatch import Dispatch, partition_of
@@ -35,9 +36,10 @@ from services.runner.folder import Owner
 from services.runner.handlers import Handlers
 from services.runner.heartbeat import Heart, Offer
 from services.runner.journal import Journal
+from services.runner.quota import Quota
 from services.runner.roster import Roster
 from services.runner.sandbox_runtimes import runtimes
-from services.runner.setting_up import RunLimits, Surroundings
+from services.runner.setting_up import RunLimits, Surroundings, first_uid_of
 from services.runner.settings import RunnerSettings, capacity
 from services.runner.slot import slots_folder, why_unusable
 from services.runner.supplies import Supplies
@@ -62,6 +64,7 @@ class Runner:
     async def run(self) -> None:
         """Run every part until a signal comes."""
         log.info("runner_starting", runner_id=self.journal.runner_id, root=os.geteuid() == 0)
+        self._say_what_is_missing()
         try:
             await run_parts(
                 serve_health(self.health, self.settings.health_host, self.settings.health_port),
@@ -74,6 +77,17 @@ class Runner:
             await self.publisher.close()
             self.engine.close()
             self.journal.close()
+
+    def _say_what_is_missing(self) -> None:
+        """Say once what this host does not let the sandbox have, and what stands in its place."""
+        limits = self.roster.around.limits
+        if not limits.owner_per_slot:
+            log.warning(
+                "user_ids_shared", why="the runner is not root", instead="all runs have the runner's own user id"
+            )
+        if not limits.loop_quota:
+            why = quota.obstacle() or "RUNYARD_LOOP_QUOTA is false"
+            log.warning("output_quota_watched", why=why, instead="the output folder is measured every second")
 
     async def _attend(self) -> None:
         """Take up the journal's attempts, and sweep away what is nobody's."""
@@ -137,7 +151,7 @@ def wire(settings: RunnerSettings) -> Runner:
         runner_id=journal.runner_id,
         runs_folder=settings.work_dir / "runs",
         slots_folder=_slots(settings),
-        limits=_limits(settings),
+        limits=_limits(settings, journal.runner_id),
         journal=journal,
         engine=engine,
         supplies=_supplies(settings),
@@ -172,9 +186,12 @@ def _supplies(settings: RunnerSettings) -> Supplies:
     return Supplies(objects, cache, {key.key_id: key for key in keys})
 
 
-def _limits(settings: RunnerSettings) -> RunLimits:
+def _limits(settings: RunnerSettings, runner_id: str) -> RunLimits:
     root = os.geteuid() == 0
-    uid, gid = (settings.run_uid_base, settings.run_uid_base) if root else (os.geteuid(), os.getegid())
+    first = Owner(os.geteuid(), os.getegid())
+    if root:
+        uid = settings.run_uid_base or first_uid_of(runner_id)
+        first = Owner(uid, uid)
     return RunLimits(
         max_artifact_bytes=settings.max_artifact_bytes,
         max_output_bytes=settings.max_output_bytes,
@@ -184,7 +201,10 @@ def _limits(settings: RunnerSettings) -> RunLimits:
         tmp_bytes=settings.tmp_mb << 20,
         pids_limit=settings.pids_limit,
         oci_runtime=settings.oci_runtime,
-        first_owner=Owner(uid, gid),
+        seccomp_profile=seccomp.profile(settings.seccomp_profile or seccomp.OWN),
+        quota=Quota(settings.max_out_bytes, settings.max_out_files),
+        loop_quota=settings.loop_quota and quota.obstacle() is None,
+        first_owner=first,
         owner_per_slot=root,
     )
 

@@ -23,6 +23,7 @@ class Cause(StrEnum):
     USER_REQUEST = "user_request"
     TIMEOUT = "timeout"
     REPLACED = "replaced"
+    DISK_QUOTA = "disk_quota"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ def conclude(evidence: Evidence, artifact: Collection) -> Conclusion:
     exit_code = end.exit_code if end else None
     if cause is Cause.USER_REQUEST:
         return _ended(Reason.USER_REQUEST, "stopped on request", exit_code)
+    if cause is Cause.DISK_QUOTA:
+        return _ended(Reason.SCRIPT_ERROR, "disk quota exceeded: the script kept more than a run may", exit_code)
     if cause is Cause.TIMEOUT or (end and end.timed_out):
         return _ended(Reason.TIMEOUT, "stopped at its time limit", exit_code)
     if end is None:

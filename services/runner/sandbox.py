@@ -1,8 +1,9 @@
 """One container per attempt, on one Docker Engine: made, started, watched, signalled, removed.
 
-It owns what the engine is asked for, and with that the sandbox's walls. Only `services.runner.sandbox*` knows Docker;
-what leaves this file is in our own words. It must never decide how a run ended, and never give a container the
-script's variables: they would stand in `docker inspect`. All calls block: call them in threads.
+Only `services.runner.sandbox*` knows Docker; what leaves this file is in our own words. A container whose walls
+(`sandbox_walls`) its inspection does not confirm is removed and never started. This file must never decide how a run
+ended, and never give a container the script's variables: they would stand in `docker inspect`. All calls block: call
+them in threads.
 """
 
 from collections.abc import Iterator
@@ -15,64 +16,17 @@ import docker
 import docker.errors
 import requests.exceptions
 import urllib3.exceptions
-from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 from docker.types.daemon import CancellableStream
 from docker.utils import kwargs_from_env
 
 from services.runner.errors import EngineRefused, EngineUnavailable
-from services.runner.folder import MOUNTED_AT, PYTHON, SCRATCH, Owner, RunFolder
-
-RUN_LABEL = "runyard.run_id"
-ATTEMPT_LABEL = "runyard.attempt"
-RUNNER_LABEL = "runyard.runner_id"
-
-CPU_PERIOD_US = 100_000
-SHM_BYTES = 256 * 1024 * 1024
-OPEN_FILES = 4096  # INR_OPEN_MAX of linux/fs.h: above the engine's own limit no container would start
-ENTRY = [PYTHON, "-I", "-S", "-B", f"{MOUNTED_AT}/slot/shim"]
-# The shim bounds what is logged; the engine must neither rotate nor drop, whatever its own defaults say (FACTS.md:
-# following a rotated log loses lines). `max-size` has no word for unlimited.
-LOG = LogConfig(type="json-file", config={"mode": "blocking", "max-size": "1t", "max-file": "1", "compress": "false"})
+from services.runner.sandbox_walls import ATTEMPT_LABEL, RUN_LABEL, RUNNER_LABEL, SandboxSpec, request, unconfirmed
 
 CLOSED_SOCKET = "file descriptor cannot be a negative integer"
 """What urllib3 says of a connection in its pool whose socket a follower closed at the moment when its log ended."""
 
 _BROKEN = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
 """What a connection raises, since the SDK does not wrap it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SandboxSpec:
-    """What one attempt gets. The folder must be prepared before and stay until the container is removed.
-
-    `image` is an id or a digest, so that a tag that moves changes nothing; `seccomp_profile` is the profile itself
-    as JSON; `oci_runtime` is a name that the engine knows (`runsc`).
-    """
-
-    run_id: str
-    attempt: int
-    runner_id: str
-    image: str
-    folder: RunFolder
-    owner: Owner
-    cpu_cores: float
-    memory_bytes: int
-    gpu: bool = False
-    pids_limit: int = 1024
-    scratch_bytes: int = 1024**3
-    file_size_bytes: int = 16 * 1024**3
-    oci_runtime: str | None = None
-    seccomp_profile: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The container's name; names are exclusive, so an attempt can have one container only."""
-        return f"run-{self.run_id}-{self.attempt}"
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """How the container is found again."""
-        return {RUN_LABEL: self.run_id, ATTEMPT_LABEL: str(self.attempt), RUNNER_LABEL: self.runner_id}
 
 
 @dataclass(frozen=True)
@@ -130,6 +84,7 @@ class Sandbox:
 
     def __init__(self, client: docker.APIClient) -> None:
         self._client = client
+        self._confirmed: set[str] = set()
 
     @classmethod
     def connect(cls, *, base_url: str | None = None, timeout_s: int = 30, followers: int = 64) -> "Sandbox":
@@ -148,29 +103,36 @@ class Sandbox:
         self._client.close()
 
     def create(self, spec: SandboxSpec) -> str:
-        """Create the attempt's container, or adopt the one that has its name; return its id.
+        """Create the attempt's container, or adopt the one that has its name, and confirm its walls; return its id.
 
         Raises:
-            EngineRefused: The image is missing, the configuration is refused, or the name is somebody else's.
+            EngineRefused: The image is missing, the configuration is refused, the name is somebody else's, or a control
+                cannot be confirmed: then the container is gone, and the reason names the control.
             EngineUnavailable: The outcome is unknown; calling again is safe.
         """
         try:
             with _translated():
-                return self._create(spec)
+                self._client.create_container_from_config(request(spec), spec.name)  # type: ignore[no-untyped-call]
         except (EngineUnavailable, EngineRefused):
-            adopted = self._adopt(spec)
-            if adopted is None:
+            if not self._may_adopt(spec):
                 raise
-            return adopted
+        return self._confirm(spec)
 
     def start(self, name: str) -> None:
-        """Start a created container; one that was started before is left alone, since a script must not run twice."""
+        """Start a created container; one that was started before is left alone, since a script must not run twice.
+
+        Raises:
+            EngineRefused: There is no such container, or nobody here has confirmed its walls.
+        """
         state = self.inspect(name)
         if state is None:
             raise EngineRefused(f"no container {name}")
         if state.status == "created":
+            if state.container_id not in self._confirmed:
+                raise EngineRefused(f"the walls of {name} were not confirmed")
             with _translated():
                 self._client.start(name)
+        self._confirmed.discard(state.container_id)
 
     def inspect(self, name: str) -> ContainerState | None:
         """Ask for the container's state; None when there is no such container."""
@@ -214,26 +176,24 @@ class Sandbox:
             for container in found
         ]
 
-    def _create(self, spec: SandboxSpec) -> str:
-        made = self._client.create_container(
-            spec.image,
-            name=spec.name,
-            labels=spec.labels,
-            entrypoint=ENTRY,
-            user=f"{spec.owner.uid}:{spec.owner.gid}",
-            stop_signal="SIGTERM",
-            network_disabled=True,
-            host_config=self._client.create_host_config(**_walls(spec), **_limits(spec)),
-        )
-        return str(made["Id"])
-
-    def _adopt(self, spec: SandboxSpec) -> str | None:
-        """Find the container that an earlier call has made; None when there is none."""
+    def _may_adopt(self, spec: SandboxSpec) -> bool:
+        """Whether an earlier call has made the container; its name may belong to nobody else."""
         found = self._inspect(spec.name)
         if found is None:
-            return None
+            return False
         if not spec.labels.items() <= (found["Config"]["Labels"] or {}).items():
             raise EngineRefused(f"the name {spec.name} belongs to a container that is not this attempt's")
+        return True
+
+    def _confirm(self, spec: SandboxSpec) -> str:
+        """Let nobody start a container that does not show each control as it was asked for."""
+        found = self._inspect(spec.name)
+        if found is None:
+            raise EngineRefused("the container went away")
+        if problems := list(unconfirmed(spec, found)):
+            self.remove(spec.name)
+            raise EngineRefused(f"cannot be confirmed: {'; '.join(problems)}")
+        self._confirmed.add(found["Id"])
         return str(found["Id"])
 
     def _inspect(self, name: str) -> dict[str, Any] | None:
@@ -246,47 +206,6 @@ class Sandbox:
     def _signal(self, name: str, signal: str) -> None:
         with _translated(ignore=(404, 409)):
             self._client.kill(name, signal)
-
-
-def _walls(spec: SandboxSpec) -> dict[str, Any]:
-    """What the container cannot reach."""
-    seccomp = [] if spec.seccomp_profile is None else [f"seccomp={spec.seccomp_profile}"]
-    folder = spec.folder
-    parts = (("slot", folder.slot), ("code", folder.code), ("data", folder.data), ("out", folder.out))
-    return {
-        "network_mode": "none",
-        "ipc_mode": "private",
-        "read_only": True,
-        "mounts": [
-            Mount(target=f"{MOUNTED_AT}/{name}", source=str(part), type="bind", read_only=name != "out")
-            for name, part in parts
-        ],
-        # `exec` must be said: some libraries compile at run time and load what they have made.
-        "tmpfs": {SCRATCH: f"rw,exec,nosuid,nodev,mode=1777,size={spec.scratch_bytes}"},
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges:true", *seccomp],
-        "init": False,
-        "log_config": LOG,
-        "runtime": spec.oci_runtime,
-        "device_requests": [DeviceRequest(count=1, capabilities=[["gpu"]])] if spec.gpu else None,
-    }
-
-
-def _limits(spec: SandboxSpec) -> dict[str, Any]:
-    """How much the container can take. CPU by quota: the engine refuses NanoCPUs above the host's cores."""
-    return {
-        "cpu_period": CPU_PERIOD_US,
-        "cpu_quota": int(spec.cpu_cores * CPU_PERIOD_US),
-        "mem_limit": spec.memory_bytes,
-        "memswap_limit": spec.memory_bytes,
-        "pids_limit": spec.pids_limit,
-        "shm_size": min(SHM_BYTES, spec.memory_bytes),
-        "ulimits": [
-            Ulimit(name="nofile", soft=OPEN_FILES, hard=OPEN_FILES),
-            Ulimit(name="fsize", soft=spec.file_size_bytes, hard=spec.file_size_bytes),
-            Ulimit(name="core", soft=0, hard=0),
-        ],
-    }
 
 
 def _state(found: dict[str, Any]) -> ContainerState:

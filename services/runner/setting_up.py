@@ -5,6 +5,7 @@ A stop order ends the waiting at once, and nothing starts after it.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,19 +15,26 @@ from typing import TypeVar
 import structlog
 
 from schemas.events import RunQueued
+from schemas.reason import Reason
 from services.backbone.crash_points import crash_point
 from services.backbone.publisher import Publisher
-from services.runner import folder
+from services.runner import folder, quota
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
 from services.runner.folder import Orders, Owner, RunFolder
 from services.runner.journal import Entry, Journal
-from services.runner.sandbox import ContainerState, Sandbox, SandboxSpec
+from services.runner.outcome import Lost
+from services.runner.quota import Quota
+from services.runner.sandbox import ContainerState, Sandbox
 from services.runner.sandbox_runtimes import image_of
-from services.runner.supplies import Supplies
+from services.runner.sandbox_walls import SandboxSpec
+from services.runner.supplies import GivenUp, Supplies
 
 PATIENCE_S = 60.0
 """How long the engine may be silent before the attempt is given to another runner."""
+
+UNUSED_UIDS, UIDS_OF_A_RUNNER = 0x7000_0000, 4096
+"""Where nobody gives out user ids (systemd, "Users, Groups, UIDs and GIDs"), up to the engine's last, 2^31-1."""
 
 log = structlog.get_logger()
 
@@ -45,6 +53,9 @@ class RunLimits:
     tmp_bytes: int
     pids_limit: int
     oci_runtime: str | None
+    seccomp_profile: str
+    quota: Quota
+    loop_quota: bool
     first_owner: Owner
     owner_per_slot: bool
 
@@ -103,8 +114,14 @@ class SettingUp:
         """
         try:
             await self._unless_stopped(self._around.may_start.wait())
-            if not await self._is_created():
-                await self._create()
+            image = await self._unless_stopped(self._image())
+            if await self._is_created():
+                await self._mount_again()
+            else:
+                await self._lay_out()
+            crash_point("before_container_create")
+            await self._ask(lambda engine: engine.create(self._sandbox_spec(image)))
+            crash_point("after_container_create")
             self._check()
         except Stopped:
             return None
@@ -126,10 +143,9 @@ class SettingUp:
             return False
         return True
 
-    async def _create(self) -> None:
+    async def _lay_out(self) -> None:
         spec = self._queued.spec
         variables = await self._unless_stopped(self._around.supplies.variables(self._entry.ref.run_id, spec))
-        image = await self._unless_stopped(self._image())
         await self._unless_stopped(self._around.supplies.fetch(spec))
         async with self._around.supplies.files(spec) as contents:
             lay_out = partial(folder.prepare, self.folder, self._orders(variables), contents, self._owner())
@@ -137,9 +153,23 @@ class SettingUp:
                 await asyncio.to_thread(lay_out)
             except ValueError as error:
                 raise EngineRefused(str(error)) from error
-        crash_point("before_container_create")
-        await self._ask(lambda engine: engine.create(self._sandbox_spec(image)))
-        crash_point("after_container_create")
+        await self._bound_out()
+
+    async def _bound_out(self) -> None:
+        """Give the output folder a size; where that fails it is watched instead."""
+        if self._around.limits.loop_quota:
+            try:
+                await asyncio.to_thread(quota.attach, self.folder.out, self._around.limits.quota)
+            except OSError as error:
+                log.warning("output_quota_watched", run_id=self._entry.ref.run_id, why=str(error))
+        crash_point("after_out_attached")
+
+    async def _mount_again(self) -> None:
+        """Bring back what a container was made with, in case that the host was restarted meanwhile."""
+        try:
+            await asyncio.to_thread(quota.attach_again, self.folder.out)
+        except OSError as error:
+            raise GivenUp(Lost(Reason.DISK_FULL, f"the output folder cannot be mounted: {error}")) from error
 
     async def _image(self) -> str:
         engine = self._around.engine
@@ -195,10 +225,22 @@ class SettingUp:
             pids_limit=limits.pids_limit,
             scratch_bytes=limits.tmp_bytes,
             oci_runtime=limits.oci_runtime,
+            seccomp_profile=limits.seccomp_profile,
+            own_user=limits.owner_per_slot,
         )
 
     def _owner(self) -> Owner:
-        """As root each concurrent attempt gets a user id of its own."""
+        """As root each concurrent attempt gets a user id of its own: nobody else's until nothing of it is left."""
         first, limits = self._around.limits.first_owner, self._around.limits
         offset = self._entry.slot if limits.owner_per_slot else 0
         return Owner(first.uid + offset, first.gid + offset)
+
+
+def first_uid_of(runner_id: str) -> int:
+    """Tell where a runner's own block of user ids begins, so that two runners on one host do not share any.
+
+    >>> first_uid_of("rnr-00000000") in range(0x7000_0000, 0x8000_0000, 4096)
+    True
+    """
+    number = int.from_bytes(hashlib.sha256(runner_id.encode()).digest()[:2])
+    return UNUSED_UIDS + number * UIDS_OF_A_RUNNER

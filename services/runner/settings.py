@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from schemas.parts import Capacity
 from services.backbone.settings import ServiceSettings
@@ -22,12 +23,21 @@ class RunnerSettings(ServiceSettings):
     runner_cpu_cores: int | None = Field(default=None, ge=1, description="announced; by default the host's")
     runner_memory_gb: int | None = Field(default=None, ge=1, description="announced; by default the host's")
     runner_gpus: int = Field(default=0, ge=0)
-    run_uid_base: int = Field(default=64_000, ge=1_000, description="as root, runs get user ids from here on")
+    run_uid_base: int | None = Field(
+        default=None,
+        ge=1_000,
+        description="as root, runs get user ids from here on; by default from a block of its own",
+    )
     slots_dir: Path = Field(
         default=Path("/dev/shm"),  # noqa: S108 - a folder of the runner's own is made below it
         description="a tmpfs, for the values of variables; at the same path for the engine, like work_dir",
     )
     max_artifact_bytes: int = Field(default=10 << 30, ge=1)
+    max_out_bytes: int = Field(
+        default=20 << 30, ge=1, description="what a run may keep in the folder that it writes to"
+    )
+    max_out_files: int = Field(default=200_000, ge=16, description="the same in files and folders")
+    loop_quota: bool = Field(default=True, description="false where the engine does not see what the runner mounts")
     max_output_bytes: int = Field(default=64 << 20, ge=1)
     max_line_bytes: int = Field(default=16 << 10, ge=1)
     max_lines_per_s: int = Field(default=2000, ge=1, description="of a run's log; ten seconds' worth may come at once")
@@ -36,7 +46,16 @@ class RunnerSettings(ServiceSettings):
     pids_limit: int = Field(default=512, ge=16)
     cache_max_gb: int = Field(default=20, ge=1)
     oci_runtime: str | None = Field(default=None, description="such as runsc; by default the engine's own")
+    seccomp_profile: Path | None = Field(default=None, description="a profile to use instead of the runner's own")
     heartbeat_s: float = Field(default=5.0, gt=0)
+
+    @model_validator(mode="after")
+    def _out_holds_an_artifact(self) -> Self:
+        if self.max_out_bytes < self.max_artifact_bytes:
+            raise ValueError(
+                "max_out_bytes is less than max_artifact_bytes: no script could write so large an artifact"
+            )
+        return self
 
 
 def capacity(settings: RunnerSettings) -> Capacity:

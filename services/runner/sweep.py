@@ -42,6 +42,7 @@ class Sweep:
 
     async def once(self) -> None:
         """Remove strangers; waits for the engine as long as it takes."""
+        holding = self.journal.holding_slots()
         containers = await self.engine.ask(lambda engine: engine.owned(self.journal.runner_id))
         folders = await asyncio.to_thread(self._folders)
         unfinished = {entry.ref for entry in self.journal.unfinished()}
@@ -56,6 +57,10 @@ class Sweep:
                 await self._remove_folder(path)
                 crash_point("after_folder_swept")
         await asyncio.to_thread(close_slots, self.slots_folder)
+        left = {container.name for container in containers} | {path.name for path in folders}
+        for ref in holding:
+            if f"run-{ref.run_id}-{ref.attempt}" not in left:
+                self.journal.release_slot(ref)
         self.journal.forget(datetime.now(UTC) - JOURNAL_KEPT)
 
     def _folders(self) -> list[Path]:

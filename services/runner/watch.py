@@ -1,7 +1,7 @@
 """Watching a container that runs: its output on, its stop orders and its deadline in, until the engine says it is over.
 
 The shim keeps the deadline by itself; what stands here is the backstop for a shim that does not, and it never kills for
-any other cause: not because Kafka is away, not because the engine was.
+any other cause but a full output folder: not because Kafka is away, not because the engine was.
 """
 
 import asyncio
@@ -10,29 +10,41 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, repeat
 
+import structlog
+
 from services.backbone.crash_points import crash_point
+from services.runner import quota
 from services.runner.errors import EngineRefused
 from services.runner.following import Following
+from services.runner.outcome import Cause
 from services.runner.output import OutputPublisher
 from services.runner.sandbox import ContainerState
-from services.runner.setting_up import Surroundings
+from services.runner.setting_up import SettingUp, Surroundings
 
 FLUSH_EVERY_S = 0.2
 IDLE_S = 5.0
 FIRST_POLLS_S, LATER_POLLS_S = (0.01, 0.02, 0.05, 0.1, 0.2), 0.5
+MEASURE_EVERY_S = 1.0
 MARGIN_S = 5.0
 """How much longer than the grace period the shim may take before the whole container is killed."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """One container, by name; `patience_s` is how long it may go on after it was told to stop."""
 
-    name: str
+    setting_up: SettingUp
     around: Surroundings
     output: OutputPublisher
-    on_timeout: Callable[[], None]
+    on_cause: Callable[[Cause], None]
     patience_s: float
+
+    @property
+    def name(self) -> str:
+        """The container's."""
+        return self.setting_up.name
 
     async def until_over(self, state: ContainerState, limit_s: float, stopping: asyncio.Event) -> ContainerState | None:
         """Publish output until the container is over and all of its output is out.
@@ -41,11 +53,13 @@ class Watch:
             The container's last state; None when it is gone.
         """
         guard = asyncio.create_task(self._guard(self._left_s(state, limit_s), stopping))
+        measuring = asyncio.create_task(self._measure())
         try:
             return await self._follow_until_over()
         finally:
             guard.cancel()
-            await asyncio.gather(guard, return_exceptions=True)
+            measuring.cancel()
+            await asyncio.gather(guard, measuring, return_exceptions=True)
 
     def _left_s(self, state: ContainerState, limit_s: float) -> float:
         began = state.started_at or datetime.now(UTC)
@@ -59,7 +73,7 @@ class Watch:
             async with asyncio.timeout(left_s):
                 await stopping.wait()
         except TimeoutError:
-            self.on_timeout()
+            self.on_cause(Cause.TIMEOUT)
         else:
             crash_point("before_terminate")
             await engine.ask(lambda sandbox: sandbox.terminate(self.name))
@@ -68,6 +82,22 @@ class Watch:
         crash_point("before_backstop_kill")
         await engine.ask(lambda sandbox: sandbox.kill(self.name))
         crash_point("after_backstop_kill")
+
+    async def _measure(self) -> None:
+        """Kill the container once it keeps too much, where no file system keeps it from doing so."""
+        out, limit = self.setting_up.folder.out, self.around.limits.quota
+        if out.is_mount():
+            return
+        excess = None
+        while excess is None:
+            await asyncio.sleep(MEASURE_EVERY_S)
+            try:
+                excess = await asyncio.to_thread(quota.excess, out, limit)
+            except OSError as error:
+                log.warning("output_not_measured", container=self.name, error=str(error))
+        log.info("output_quota_exceeded", container=self.name, excess=excess)
+        self.on_cause(Cause.DISK_QUOTA)
+        await self.around.engine.ask(lambda sandbox: sandbox.kill(self.name))
 
     async def _follow_until_over(self) -> ContainerState | None:
         """Follow the log, again from its beginning whenever the stream broke, until it was read after the end."""
@@ -94,7 +124,7 @@ class Watch:
                 for frame in frames:
                     self.output.batches.add(frame)
                 if self.output.batches.timed_out and not timed_out:
-                    self.on_timeout()
+                    self.on_cause(Cause.TIMEOUT)
                 await self.output.send_all()
                 if not frames and _is_over(await self._state()):
                     return  # the stream hangs: the log is read once more

@@ -87,12 +87,17 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("ended", scenes.plain, _at("runner", "after_end_journaled after_container_swept after_folder_swept")),
     Scenario("cleaned up", scenes.plain, _at("runner", "before_container_removal after_container_removal")),
     Scenario(
+        "given room to write, and taken it away again",
+        scenes.plain,
+        _at("runner", "after_out_attached before_mounts_detached after_mounts_detached"),
+    ),
+    Scenario(
         "all gone", scenes.plain, _at("runner", "after_folder_removal after_beat_counted after_heartbeat_publish")
     ),
     Scenario("cancelled", scenes.cancelled, _at("runner", "before_cause_journaled after_cause_journaled")),
     Scenario("signalled", scenes.cancelled, _at("runner", "before_terminate after_terminate")),
     Scenario("cancelled unseen", scenes.cancelled_before_it_starts, _DECISIONS),
-    Scenario("timed out", scenes.timed_out, _at("runner", "after_timeout_journaled")),
+    Scenario("timed out", scenes.timed_out, _at("runner", "after_limit_journaled")),
     Scenario("stuck", scenes.stuck, _at("runner", "before_backstop_kill after_backstop_kill")),
     Scenario("container lost", scenes.container_lost, _DECISIONS + _at("runner", "after_end_journaled")),
     Scenario("repeated", scenes.repeated, _at("runner", "after_end_put_back")),

@@ -21,7 +21,7 @@ from services.runner.sandbox import ContainerState, Sandbox, SandboxSpec
 from services.runner.sandbox_images import ensure
 
 MIB = 1024 * 1024
-UID = 64321 if os.geteuid() == 0 else os.geteuid()
+UID = 2_000_000_000 + os.getpid() if os.geteuid() == 0 else os.geteuid()  # processes are counted by it, host-wide
 CANARY = "canary-4f1d"
 
 
@@ -101,6 +101,7 @@ def attempt(sandbox: Sandbox, image: str, tmp_path: Path) -> Iterator[Attempt]:
         cpu_cores=4,
         memory_bytes=512 * MIB,
         scratch_bytes=64 * MIB,
+        own_user=os.geteuid() == 0,
     )
     yield Attempt(sandbox, spec, tmp_path)
     for container in sandbox.owned(spec.runner_id):

@@ -63,9 +63,42 @@ def test_an_attempt_is_accepted_once_with_a_slot_of_its_own(path: Path) -> None:
     assert not journal.accept(queued("run-1"), None)
     assert journal.accept(queued("run-2"), None)
     assert [(entry.ref.run_id, entry.slot) for entry in journal.unfinished()] == [("run-1", 0), ("run-2", 1)]
+    journal.close()
+
+
+def test_a_slot_is_nobody_elses_until_nothing_is_left_of_its_attempt_whoever_runs_meanwhile(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(queued("run-1"), None)
+    journal.release_slot(ref("run-1"))  # too early: it has not ended
     journal.record_end(ref("run-1"), NOW, None)
-    assert journal.accept(queued("run-3"), None)
-    assert [entry.slot for entry in journal.unfinished()] == [1, 0]
+    journal.close()
+    again = Journal(path)
+    again.accept(queued("run-2"), None)
+    assert again.holding_slots() == [ref("run-1")]
+    again.release_slot(ref("run-1"))
+    again.accept(queued("run-3"), None)
+    assert [(entry.ref.run_id, entry.slot) for entry in again.unfinished()] == [("run-2", 1), ("run-3", 0)]
+    assert again.holding_slots() == []
+    again.close()
+
+
+def test_a_refused_attempt_never_had_anything_and_holds_no_slot(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.refuse(ref("run-1"), Cause.USER_REQUEST, NOW, None)
+    assert journal.holding_slots() == []
+    journal.close()
+
+
+def test_a_journal_of_an_older_runner_is_brought_up_to_date_and_frees_no_slot_by_it(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(queued("run-1"), None)
+    journal.record_end(ref("run-1"), NOW, None)
+    journal.close()
+    older = sqlite3.connect(path)
+    older.execute("ALTER TABLE attempts DROP COLUMN slot_released")
+    older.close()
+    journal = Journal(path)
+    assert journal.holding_slots() == [ref("run-1")]
     journal.close()
 
 

@@ -77,6 +77,14 @@ def test_a_journaled_timeout_wins_over_an_exit_with_zero(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ENDS)
+def test_a_script_that_was_ended_for_what_it_kept_has_failed_as_one_that_found_its_folder_full(kind: str) -> None:
+    conclusion = concluded(ENDS[kind], Cause.DISK_QUOTA)
+    assert isinstance(conclusion, Ended)
+    assert (conclusion.status, conclusion.reason) == (RunStatus.FAILED, Reason.SCRIPT_ERROR)
+    assert str(conclusion.message).startswith("disk quota exceeded")
+
+
+@pytest.mark.parametrize("kind", ENDS)
 def test_a_replaced_attempt_tells_nothing(kind: str) -> None:
     assert concluded(ENDS[kind], Cause.REPLACED) == Replaced()
 

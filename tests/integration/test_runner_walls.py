@@ -1,0 +1,57 @@
+"""A runner with the real broker and the real engine: what it cannot confirm it does not start, and it says why."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import docker
+import pytest_asyncio
+
+from schemas.events import RunFailed, RunQueued, RunStarted
+from schemas.reason import Reason
+from services.backbone.settings import ServiceSettings
+from services.runner.journal import Journal
+from services.runner.sandbox_images import ensure
+from services.runner.sandbox_walls import ATTEMPT_LABEL, RUN_LABEL, RUNNER_LABEL
+from tests.integration.runner_scene import Scene, a_scene, attempt_events
+
+
+@pytest_asyncio.fixture
+async def scene(kafka_settings: ServiceSettings, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with a_scene(kafka_settings, tmp_path) as scene:
+        yield scene
+
+
+def made_before(scene: Scene, queued: RunQueued) -> None:
+    """Leave a container behind as if this runner had made it for the attempt, but with the host's network."""
+    labels = {RUN_LABEL: queued.run_id, ATTEMPT_LABEL: "1", RUNNER_LABEL: scene.runner_id}
+    with contextlib.closing(docker.from_env()) as client:
+        client.containers.create(
+            ensure("python3.11"), ["true"], name=f"run-{queued.run_id}-1", labels=labels, network_mode="host"
+        )
+
+
+async def test_a_container_that_was_left_behind_with_weaker_walls_is_removed_and_the_run_fails(scene: Scene) -> None:
+    queued = await scene.queue("print('never')")
+    journal = Journal(scene.folder / "work" / "journal.db")
+    journal.accept(queued, None)
+    journal.close()
+    made_before(scene, queued)
+    async with scene.runner():
+        end = await scene.until_ended(queued)
+        await scene.until_nothing_is_left()
+    assert isinstance(end, RunFailed)
+    assert end.reason is Reason.SANDBOX_REFUSED
+    assert "network: asked for 'none', the container has 'host'" in str(end.message)
+    assert attempt_events(scene, queued, RunStarted) == []
+
+
+async def test_a_runtime_that_the_operator_named_and_the_engine_lacks_is_not_replaced_by_another(scene: Scene) -> None:
+    queued = await scene.queue("print('never')")
+    await scene.dispatch(queued)
+    async with scene.runner(RUNYARD_OCI_RUNTIME="nosuch"):
+        end = await scene.until_ended(queued)
+        await scene.until_nothing_is_left()
+    assert isinstance(end, RunFailed)
+    assert end.reason is Reason.SANDBOX_REFUSED
+    assert "nosuch" in str(end.message)
