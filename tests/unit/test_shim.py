@@ -196,6 +196,14 @@ def test_an_interpreter_that_cannot_be_started_is_an_error_not_an_exit_code(slot
     assert "/nowhere/python" in outcome.end.error
 
 
+def test_the_time_limit_is_the_scripts_whatever_the_shim_needed_before(slot: Slot) -> None:
+    """On a busy machine a run of 2 s was stopped after 1.93 s: the clock had started with the shim."""
+    outcome = slot.run("import time; time.sleep(60)", deadline_s=0.3)
+
+    assert outcome.end.timed_out
+    assert outcome.end.wall_seconds >= 0.3
+
+
 def test_a_reader_that_stops_reading_does_not_stop_the_deadline(slot: Slot) -> None:
     os.mkfifo(slot.folder / "pid")
     script = "import os\nopen('pid', 'w').write(str(os.getpid()))\nwhile True: print('y' * 500)"

@@ -66,6 +66,7 @@ class Supervisor:
             self.streams[descriptor] = name, LineSplitter(self.orders.max_line_bytes)
         self.script = launch(self.orders, out_end, err_end)
         self.started_at, self.started = time.time(), time.monotonic()
+        self.deadline = self.started + self.orders.deadline_s  # the script's time, not the shim's
         self.frames.send("started", at=rfc3339(self.started_at))
 
     def _step(self) -> None:
