@@ -20,6 +20,8 @@ from services.runner import shim
 PYTHON = "/opt/python/bin/python3"
 """Where every runtime image has its interpreter."""
 MOUNTED_AT = "/runyard"
+PACKAGES = f"{MOUNTED_AT}/packages"
+"""Where a run finds what was installed from its requirements, in `site`."""
 SCRATCH = "/tmp"  # noqa: S108 - a tmpfs of the container's own
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -68,6 +70,7 @@ class Orders:
     grace_s: float = 10.0
     max_line_bytes: int = 16 * 1024
     max_output_bytes: int = 64 * 1024 * 1024
+    has_packages: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ def environment(orders: Orders) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    if orders.has_packages:
+        own = orders.variables.get("PYTHONPATH")
+        promised["PYTHONPATH"] = f"{PACKAGES}/site:{own}" if own else f"{PACKAGES}/site"
     return {**defaults, **orders.variables, **promised}
 
 

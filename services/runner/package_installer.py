@@ -27,7 +27,8 @@ ORDERS = "orders.json"
 TRANSIENT = re.compile(
     r"Could not fetch URL \S+: (?!4(?!08|29)\d\d )"
     r"|HTTP error (?:5\d\d|408|429) while getting"
-    r"|error: (?:connection-failed|connection-timeout|proxy-connection-failed|incomplete-download|ssl-verification-failed)"
+    r"|error: (?:connection-failed|connection-timeout|proxy-connection-failed)"
+    r"|error: (?:incomplete-download|ssl-verification-failed)"
 )
 
 
@@ -76,7 +77,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 def pip_command(orders: dict[str, Any], port: int) -> list[str]:
-    """Compose what is run; the index's URL is not in it, since pip's children could read it there."""
+    """Compose what is run; the index's URL is not in it: it may hold a password, and commands stand in messages."""
     own = ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--no-color"]
     network = ["--proxy", f"http://127.0.0.1:{port}", "--retries", "3", "--timeout", "30"]
     network += ["--cert", orders["ca_file"]] if orders["ca_file"] else []

@@ -40,12 +40,12 @@ _BUILD_SETTING = re.compile(rf"--no-binary[= ](?::all:|{_NAME})", re.ASCII)
 
 
 class RequirementsFailed(Exception):
-    """The requirements cannot be installed, and that is for the script's owner to mend; `lines` is what pip said."""
+    """The requirements cannot be installed, and that is for the script's owner to mend; `lines` is the log's part."""
 
     def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
-        self.lines = tuple(lines)
+        self.lines = tuple(lines) or (f"[runyard] {message}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,9 @@ def package_set(
     Raises:
         RequirementsFailed: a line is not allowed; the message names file and line.
     """
+    for name in contents:
+        if name in ("", ".", "..") or "/" in name or not name.isprintable():
+            raise RequirementsFailed(f"not a plain file name: {name!r}")
     files = {name: read_requirements(name, content, policy) for name, content in sorted(contents.items())}
     if not any(line and not line.startswith("-") for text in files.values() for line in text.split("\n")):
         return None

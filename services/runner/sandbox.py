@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -20,11 +21,12 @@ from docker.types.daemon import CancellableStream
 from docker.utils import kwargs_from_env
 
 from services.runner.errors import EngineRefused, EngineUnavailable
-from services.runner.folder import MOUNTED_AT, PYTHON, SCRATCH, Owner, RunFolder
+from services.runner.folder import MOUNTED_AT, PACKAGES, PYTHON, SCRATCH, Owner, RunFolder
 
 RUN_LABEL = "runyard.run_id"
 ATTEMPT_LABEL = "runyard.attempt"
 RUNNER_LABEL = "runyard.runner_id"
+INSTALL_LABEL = "runyard.install"
 
 CPU_PERIOD_US = 100_000
 SHM_BYTES = 256 * 1024 * 1024
@@ -46,7 +48,7 @@ class SandboxSpec:
     """What one attempt gets. The folder must be prepared before and stay until the container is removed.
 
     `image` is an id or a digest, so that a tag that moves changes nothing; `seccomp_profile` is the profile itself
-    as JSON; `oci_runtime` is a name that the engine knows (`runsc`).
+    as JSON; `oci_runtime` is a name that the engine knows (`runsc`); `packages` is a folder of installed packages.
     """
 
     run_id: str
@@ -61,6 +63,7 @@ class SandboxSpec:
     pids_limit: int = 1024
     scratch_bytes: int = 1024**3
     file_size_bytes: int = 16 * 1024**3
+    packages: Path | None = None
     oci_runtime: str | None = None
     seccomp_profile: str | None = None
 
@@ -214,6 +217,12 @@ class Sandbox:
             for container in found
         ]
 
+    def installs(self, runner_id: str) -> list[str]:
+        """Name the containers in which this runner installs packages, ended ones too."""
+        with _translated():
+            found = self._client.containers(all=True, filters={"label": [f"{RUNNER_LABEL}={runner_id}", INSTALL_LABEL]})
+        return [container["Names"][0].removeprefix("/") for container in found]
+
     def _create(self, spec: SandboxSpec) -> str:
         made = self._client.create_container(
             spec.image,
@@ -259,7 +268,8 @@ def _walls(spec: SandboxSpec) -> dict[str, Any]:
         "mounts": [
             Mount(target=f"{MOUNTED_AT}/{part.name}", source=str(part), type="bind", read_only=read_only)
             for part, read_only in parts
-        ],
+        ]
+        + ([Mount(PACKAGES, str(spec.packages), type="bind", read_only=True)] if spec.packages else []),
         # `exec` must be said: some libraries compile at run time and load what they have made.
         "tmpfs": {SCRATCH: f"rw,exec,nosuid,nodev,mode=1777,size={spec.scratch_bytes}"},
         "cap_drop": ["ALL"],

@@ -1,13 +1,14 @@
-"""From an accepted attempt to a running container: fetch, lay out the folder, create, start.
+"""From an accepted attempt to a running container: fetch, install, lay out the folder, create, start.
 
 Each step can be repeated: the folder is laid out afresh while no container has it, the container is found by its name.
 A stop order ends the waiting at once, and nothing starts after it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,8 @@ from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
 from services.runner.folder import Orders, Owner, RunFolder
 from services.runner.journal import Entry, Journal
+from services.runner.packages import Packages, RequirementsTold, told_before, write_told
+from services.runner.requirements import PackageSet, RequirementsFailed
 from services.runner.sandbox import ContainerState, Sandbox, SandboxSpec
 from services.runner.sandbox_runtimes import image_of
 from services.runner.supplies import Supplies
@@ -64,6 +67,7 @@ class Surroundings:
     journal: Journal
     engine: Engine
     supplies: Supplies
+    packages: Packages
     publisher: Publisher
     changed: Callable[[], None] = field(repr=False)
     may_start: asyncio.Event = field(repr=False)
@@ -95,6 +99,7 @@ class SettingUp:
 
         Raises:
             GivenUp: what it needs cannot be had.
+            RequirementsTold: its requirements cannot be installed.
             EngineRefused: the engine does not take such a container.
             EngineUnavailable: the engine did not answer for too long.
         """
@@ -118,15 +123,32 @@ class SettingUp:
         variables = await self._unless_stopped(self._around.supplies.variables(self._entry.ref.run_id, spec))
         image = await self._unless_stopped(self._image())
         await self._unless_stopped(self._around.supplies.fetch(spec))
-        async with self._around.supplies.files(spec) as contents:
-            lay_out = partial(folder.prepare, self.folder, self._orders(variables), contents, self._owner())
-            try:
-                await asyncio.to_thread(lay_out)
-            except ValueError as error:
-                raise EngineRefused(str(error)) from error
-        crash_point("before_container_create")
-        await self._ask(lambda engine: engine.create(self._sandbox_spec(image)))
-        crash_point("after_container_create")
+        async with self._installed(image) as packages:
+            async with self._around.supplies.files(spec) as contents:
+                orders = self._orders(variables, has_packages=packages is not None)
+                try:
+                    await asyncio.to_thread(folder.prepare, self.folder, orders, contents, self._owner())
+                except ValueError as error:
+                    raise EngineRefused(str(error)) from error
+            mounted = self._around.packages.use(self.folder.path, packages) if packages else None
+            crash_point("before_container_create")
+            await self._ask(lambda engine: engine.create(self._sandbox_spec(image, mounted)))
+            crash_point("after_container_create")
+
+    @asynccontextmanager
+    async def _installed(self, image: str) -> AsyncIterator[PackageSet | None]:
+        """Have the run's requirements installed, and keep them until the end of the block; None when it has none."""
+        packages = self._around.packages
+        if (told := told_before(self.folder.path)) is not None:
+            raise RequirementsTold(told)
+        try:
+            wanted = await self._unless_stopped(packages.wanted(image, self._queued.spec))
+            with packages.cache.hold(wanted.key) if wanted else nullcontext():
+                if wanted is not None:
+                    await self._unless_stopped(packages.ensure(wanted))
+                yield wanted
+        except RequirementsFailed as failed:
+            raise RequirementsTold(write_told(self.folder.path, failed, datetime.now(UTC))) from failed
 
     async def _image(self) -> str:
         engine = self._around.engine
@@ -151,7 +173,7 @@ class SettingUp:
             working.cancel()
             stopped.cancel()
 
-    def _orders(self, variables: dict[str, str]) -> Orders:
+    def _orders(self, variables: dict[str, str], *, has_packages: bool) -> Orders:
         spec, limits = self._queued.spec, self._around.limits
         return Orders(
             run_id=self._entry.ref.run_id,
@@ -163,9 +185,10 @@ class SettingUp:
             grace_s=limits.grace_s,
             max_line_bytes=limits.max_line_bytes,
             max_output_bytes=limits.max_output_bytes,
+            has_packages=has_packages,
         )
 
-    def _sandbox_spec(self, image: str) -> SandboxSpec:
+    def _sandbox_spec(self, image: str, packages: Path | None) -> SandboxSpec:
         compute, limits = self._queued.spec.compute, self._around.limits
         return SandboxSpec(
             run_id=self._entry.ref.run_id,
@@ -179,6 +202,7 @@ class SettingUp:
             gpu=compute.gpu,
             pids_limit=limits.pids_limit,
             scratch_bytes=limits.tmp_bytes,
+            packages=packages,
             oci_runtime=limits.oci_runtime,
         )
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.parts import Capacity
 from services.backbone.settings import ServiceSettings
@@ -32,6 +33,21 @@ class RunnerSettings(ServiceSettings):
     cache_max_gb: int = Field(default=20, ge=1)
     oci_runtime: str | None = Field(default=None, description="such as runsc; by default the engine's own")
     heartbeat_s: float = Field(default=5.0, gt=0)
+
+
+class PackageSettings(BaseSettings):
+    """How requirements assets are installed (`RUNYARD_PACKAGE_…`); by default as the host's own pip would."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNYARD_PACKAGE_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    index_url: SecretStr | None = Field(default=None, description="PEP 503; it may hold a password")
+    hosts: str = Field(default="", description="where its files come from, beside its own host; blanks between")
+    ca_file: Path | None = Field(default=None, description="a PEM file of what to trust, as pip's own --cert")
+    builds_allowed: bool = Field(default=False, description="also from source: strangers' build scripts run then")
+    timeout_s: float = Field(default=600.0, gt=0)
+    max_gb: int = Field(default=8, ge=1, description="what one set may take of the disk, and of the network")
+    memory_gb: int = Field(default=2, ge=1, description="what pip may take; beside what is announced")
+    cache_max_gb: int = Field(default=20, ge=1)
 
 
 def capacity(settings: RunnerSettings) -> Capacity:

@@ -17,6 +17,7 @@ from services.runner import folder
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
 from services.runner.journal import Journal
+from services.runner.packages import Packages
 
 EVERY_S = 60.0
 JOURNAL_KEPT = timedelta(days=8)
@@ -31,6 +32,7 @@ class Sweep:
     journal: Journal
     engine: Engine
     runs_folder: Path
+    packages: Packages
 
     async def run(self) -> None:
         """Sweep now and then until cancelled."""
@@ -53,6 +55,7 @@ class Sweep:
             if path.name not in needed:
                 await self._remove_folder(path)
                 crash_point("after_folder_swept")
+        await self.packages.sweep()
         self.journal.forget(datetime.now(UTC) - JOURNAL_KEPT)
 
     def _folders(self) -> list[Path]:
