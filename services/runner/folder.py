@@ -144,8 +144,7 @@ def environment(orders: Orders) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if orders.has_packages:
-        own = orders.variables.get("PYTHONPATH")
-        promised["PYTHONPATH"] = f"{PACKAGES}/site:{own}" if own else f"{PACKAGES}/site"
+        promised["PYTHONPATH"] = f"{PACKAGES}/site"
     return {**defaults, **orders.variables, **promised}
 
 

@@ -69,20 +69,12 @@ def test_what_is_promised_wins_over_the_scripts_variables_and_those_over_default
     assert found["DATASET_PATH"] == "/runyard/data/a b.csv"
 
 
-def test_packages_stand_first_on_the_path_and_the_script_s_own_stay_behind_them() -> None:
-    told: dict[str, Any] = {
-        "run_id": "run-1",
-        "attempt": 1,
-        "entry_point": "train.py",
-        "dataset_filename": "a.csv",
-        "deadline_s": 1,
-    }
-    own = {"PYTHONPATH": "/tmp/mine"}
-    assert "PYTHONPATH" not in environment(Orders(variables={}, **told))
-    assert environment(Orders(variables=own, **told))["PYTHONPATH"] == "/tmp/mine"
-    assert environment(Orders(variables={}, has_packages=True, **told))["PYTHONPATH"] == "/runyard/packages/site"
-    both = environment(Orders(variables=own, has_packages=True, **told))["PYTHONPATH"]
-    assert both == "/runyard/packages/site:/tmp/mine"
+def test_only_a_run_with_packages_finds_them_on_its_path() -> None:
+    told: dict[str, Any] = {"run_id": "run-1", "attempt": 1, "entry_point": "train.py", "dataset_filename": "a.csv"}
+    without = Orders(variables={}, deadline_s=1, **told)
+    assert "PYTHONPATH" not in environment(without)
+    with_packages = Orders(variables={"PYTHONPATH": "/tmp"}, deadline_s=1, has_packages=True, **told)
+    assert environment(with_packages)["PYTHONPATH"] == "/runyard/packages/site"
 
 
 def test_a_tree_of_any_depth_goes(folder: RunFolder) -> None:
