@@ -45,6 +45,9 @@ from services.runner.settings import PackageSettings, RunnerSettings, capacity
 from services.runner.supplies import Supplies
 from services.runner.sweep import Sweep
 
+INSTALLS_FROM = 2048
+"""Where, above the user ids of runs, those of installs begin."""
+
 log = structlog.get_logger()
 
 
@@ -173,7 +176,7 @@ def _packages(settings: RunnerSettings, engine: Engine, objects: Cache, runner_i
     url = installs.index_url.get_secret_value() if installs.index_url else None
     find_index = partial(package_index, url, installs.hosts, installs.ca_file)
     find_index("")  # what is set wrongly is known at the start
-    before = 1 if limits.owner_per_slot else 0
+    offset = INSTALLS_FROM if limits.owner_per_slot else 0
     return Packages(
         runner_id=runner_id,
         making=folder / "making",
@@ -187,7 +190,7 @@ def _packages(settings: RunnerSettings, engine: Engine, objects: Cache, runner_i
             builds_allowed=installs.builds_allowed,
             oci_runtime=settings.oci_runtime,
         ),
-        last_owner=Owner(limits.first_owner.uid - before, limits.first_owner.gid - before),
+        first_owner=Owner(limits.first_owner.uid + offset, limits.first_owner.gid + offset),
         find_index=lambda: find_index(ask_pip()),
     )
 

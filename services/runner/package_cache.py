@@ -60,10 +60,16 @@ class PackageCache:
             self._held[key] -= 1
             self._held += Counter()  # forgets those that nobody holds
 
-    def use(self, run: Path, key: str) -> Path:
-        """Say that a run has a set mounted, for as long as its folder exists; return the set's folder."""
+    def use(self, run: Path, key: str) -> None:
+        """Say that a run has a set mounted, for as long as its folder exists."""
         (run / USES).write_text(key)
-        return self.folder / key
+
+    def used_by(self, run: Path) -> Path | None:
+        """Find the folder of the set that a run has mounted; None when it has none."""
+        try:
+            return self.folder / (run / USES).read_text()
+        except FileNotFoundError:
+            return None
 
     def keep(self, key: str, site: Path, max_bytes: int) -> None:
         """Take an installed folder in; nothing may write to it any more.

@@ -29,7 +29,7 @@ from services.runner.frames import End, Frame, Log
 from services.runner.outcome import Lost
 from services.runner.package_cache import size_of
 from services.runner.package_index import PackageIndex
-from services.runner.package_installer import ORDERS
+from services.runner.package_installer import INDEX_VARIABLE, ORDERS
 from services.runner.package_outcome import Evidence, InstallLimits, judge
 from services.runner.package_proxy import PackageProxy, ProxyLimits
 from services.runner.requirements import PackageSet
@@ -120,7 +120,7 @@ class Install:
             attempt=0,
             entry_point=Path(package_installer.__file__).name,
             dataset_filename=SOCKET,
-            variables={},
+            variables={INDEX_VARIABLE: self.index.url},
             deadline_s=limits.timeout_s,
             grace_s=GRACE_S,
             max_line_bytes=LINE_BYTES,
@@ -140,7 +140,6 @@ class Install:
 
     def _orders(self) -> dict[str, object]:
         return {
-            "index_url": self.index.url,
             "ca_file": f"{MOUNTED_AT}/data/{CERTIFICATES}" if self.index.ca_file else None,
             "socket": f"{MOUNTED_AT}/data/{SOCKET}",
             "pip": f"{MOUNTED_AT}/code/{PIP}/pip",

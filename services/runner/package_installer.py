@@ -23,6 +23,8 @@ MAX_CONNECTIONS = 32
 CHUNK_BYTES = 65536
 LOG_BYTES = 4 << 20
 ORDERS = "orders.json"
+INDEX_VARIABLE = "PIP_INDEX_URL"
+"""Where the index stands: among the variables, since it may hold a password, and commands are shown in messages."""
 # What pip says when the index is at fault: all but 4xx, which is its answer; 408 and 429 ask to come again.
 TRANSIENT = re.compile(
     r"Could not fetch URL \S+: (?!4(?!08|29)\d\d )"
@@ -77,7 +79,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 def pip_command(orders: dict[str, Any], port: int) -> list[str]:
-    """Compose what is run; the index's URL is not in it: it may hold a password, and commands stand in messages."""
+    """Compose what is run."""
     own = ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--no-color"]
     network = ["--proxy", f"http://127.0.0.1:{port}", "--retries", "3", "--timeout", "30"]
     network += ["--cert", orders["ca_file"]] if orders["ca_file"] else []
@@ -99,7 +101,7 @@ def attempt(orders: dict[str, Any], port: int) -> int:
         "TMPDIR": orders["scratch"],  # beside the target, so that packages are moved there and not copied
         "LANG": "C.UTF-8",
         "PIP_CONFIG_FILE": os.devnull,
-        "PIP_INDEX_URL": orders["index_url"],
+        INDEX_VARIABLE: os.environ[INDEX_VARIABLE],
     }
     done = subprocess.run(
         pip_command(orders, port), env=environment, cwd=orders["scratch"], stdin=subprocess.DEVNULL, check=False

@@ -44,7 +44,7 @@ class Packages:
     Attributes:
         making: where installs work; what is there at start is of a process that is gone.
         objects: where the requirements assets come from.
-        last_owner: whom the first of several installs at once runs as; the next ones count down.
+        first_owner: whom the first of several installs at once runs as; the next ones count up, if we are root.
         find_index: asks for the configured index; called once, in a thread.
     """
 
@@ -54,7 +54,7 @@ class Packages:
     objects: Cache
     engine: Engine
     limits: InstallLimits
-    last_owner: Owner
+    first_owner: Owner
     find_index: Callable[[], PackageIndex]
     _index: PackageIndex | None = None
     _installs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -99,10 +99,6 @@ class Packages:
                 install.cancel()
                 await asyncio.wait([install])
 
-    def use(self, run: Path, wanted: PackageSet) -> Path:
-        """Say that a run has a set mounted, for as long as the run's folder exists; return the set's folder."""
-        return self.cache.use(run, wanted.key)
-
     async def sweep(self) -> None:
         """Remove containers and folders of installs that nobody waits for; for the beginning, and now and then."""
         containers = await self.engine.ask(lambda engine: engine.installs(self.runner_id))
@@ -145,13 +141,13 @@ class Packages:
         await self._shrink()
 
     def _spec(self, wanted: PackageSet, number: int) -> InstallSpec:
-        owner = self.last_owner
+        owner, offset = self.first_owner, number if os.geteuid() == 0 else 0
         return InstallSpec(
             key=wanted.key,
             runner_id=self.runner_id,
             image=wanted.image,
             folder=RunFolder(self.making / wanted.key),
-            owner=Owner(owner.uid - number, owner.gid - number) if os.geteuid() == 0 else owner,
+            owner=Owner(owner.uid + offset, owner.gid + offset),
             cpu_cores=CPU_CORES,
             memory_bytes=self.limits.memory_bytes,
             pids_limit=PIDS,

@@ -130,9 +130,10 @@ class SettingUp:
                     await asyncio.to_thread(folder.prepare, self.folder, orders, contents, self._owner())
                 except ValueError as error:
                     raise EngineRefused(str(error)) from error
-            mounted = self._around.packages.use(self.folder.path, packages) if packages else None
+            if packages is not None:
+                self._around.packages.cache.use(self.folder.path, packages.key)
             crash_point("before_container_create")
-            await self._ask(lambda engine: engine.create(self._sandbox_spec(image, mounted)))
+            await self._ask(lambda engine: engine.create(self._sandbox_spec(image)))
             crash_point("after_container_create")
 
     @asynccontextmanager
@@ -162,7 +163,7 @@ class SettingUp:
             raise Stopped
 
     async def _unless_stopped(self, work: Awaitable[Result]) -> Result:
-        """Wait for something, but no longer than until the stop order; then it is abandoned."""
+        """Wait for something, but no longer than until the stop order; then it is abandoned, and cleans up."""
         working = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -172,6 +173,7 @@ class SettingUp:
         finally:
             working.cancel()
             stopped.cancel()
+            await asyncio.gather(working, stopped, return_exceptions=True)
 
     def _orders(self, variables: dict[str, str], *, has_packages: bool) -> Orders:
         spec, limits = self._queued.spec, self._around.limits
@@ -188,7 +190,7 @@ class SettingUp:
             has_packages=has_packages,
         )
 
-    def _sandbox_spec(self, image: str, packages: Path | None) -> SandboxSpec:
+    def _sandbox_spec(self, image: str) -> SandboxSpec:
         compute, limits = self._queued.spec.compute, self._around.limits
         return SandboxSpec(
             run_id=self._entry.ref.run_id,
@@ -202,7 +204,7 @@ class SettingUp:
             gpu=compute.gpu,
             pids_limit=limits.pids_limit,
             scratch_bytes=limits.tmp_bytes,
-            packages=packages,
+            packages=self._around.packages.cache.used_by(self.folder.path),
             oci_runtime=limits.oci_runtime,
         )
 

@@ -1,4 +1,4 @@
-"""Protects scripts that need more than the image has: from the upload to the model, and to pip's words where that fails.
+"""Protects scripts that need more than the image has, from the upload to the model, and to pip's words when it fails.
 
 The index is the one that the host's pip is configured with, which a system in containers cannot always reach.
 """

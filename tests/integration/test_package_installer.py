@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import pytest
 from services.runner import package_installer
 from services.runner.package_index import destination
 from services.runner.package_install import listening, pack_pip
-from services.runner.package_installer import INSTALLED, REFUSED, UNREACHABLE, is_transient
+from services.runner.package_installer import INDEX_VARIABLE, INSTALLED, REFUSED, UNREACHABLE, is_transient
 from services.runner.package_proxy import PackageProxy, ProxyLimits
 from tests.integration.package_index_scene import Index, sdist, serving, sha256, wheel
 
@@ -58,7 +59,6 @@ async def install(place: Path, url: str, requirements: str, allowed: str | None 
     (place / "requirements.txt").write_text(requirements)
     (place / "out").mkdir()
     orders = {
-        "index_url": url,
         "ca_file": None,
         "socket": f"{place}/index.sock",
         "pip": f"{place}/pip.zip/pip",
@@ -72,7 +72,12 @@ async def install(place: Path, url: str, requirements: str, allowed: str | None 
     (place / "orders.json").write_text(json.dumps(orders))
     async with proxied(place, allowed or url) as proxy:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", str(script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            sys.executable,
+            "-I",
+            str(script),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, INDEX_VARIABLE: url},
         )
         said, _ = await process.communicate()
     assert process.returncode is not None

@@ -141,7 +141,9 @@ def test_a_set_that_is_held_or_mounted_stays_over_restarts(cache: PackageCache, 
         keep(cache, tmp_path, key, 0)
     run = cache.runs_folder / "run-1-1"
     run.mkdir(parents=True)
-    assert cache.use(run, "mounted") == cache.folder / "mounted"
+    assert cache.used_by(run) is None
+    cache.use(run, "mounted")
+    assert cache.used_by(run) == cache.folder / "mounted"
     cache.max_bytes = 0
     with cache.hold("held"):
         assert cache.excess() == []
