@@ -14,6 +14,8 @@ from services.runner.requirements import RequirementsFailed
 
 WORDS = 3
 """How many of pip's errors stand in the message; the log has all that it said last."""
+DISK_FULL = "[Errno 28]"
+"""As Python tells of ENOSPC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ def judge(evidence: Evidence) -> Lost | RequirementsFailed | None:
         return Lost(Reason.CONTAINER_LOST, "the install container ended without an end record")
     if end.exit_code == INSTALLED:
         return None
+    if any(DISK_FULL in line for line in evidence.lines):
+        return Lost(Reason.DISK_FULL, "the runner's disk is full")
     if evidence.unreachable or (end.exit_code == UNREACHABLE and not evidence.refused):
         return Lost(
             Reason.FETCH_FAILED, f"the package index does not answer: {_last_words(evidence)}"[:MESSAGE_CHARACTERS]

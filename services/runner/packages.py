@@ -5,6 +5,7 @@ at most, which the next process removes; a set stands in the cache only when it 
 """
 
 import asyncio
+import errno
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -58,7 +60,8 @@ class Packages:
     find_index: Callable[[], PackageIndex]
     _index: PackageIndex | None = None
     _installs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _waiting: Counter[str] = field(default_factory=Counter)
+    _waiting: Counter[asyncio.Task[None]] = field(default_factory=Counter)
+    _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _numbers: set[int] = field(default_factory=set)
 
     async def wanted(self, image: str, spec: TrainingSpec) -> PackageSet | None:
@@ -71,8 +74,7 @@ class Packages:
         assets = [asset for asset in spec.assets if asset.asset_type == "requirements"]
         if not assets:
             return None
-        if (index := self._index) is None:
-            index = self._index = await asyncio.to_thread(self.find_index)
+        index = await self._configured()
         contents = await patiently(lambda: self._read(assets))
         policy = Policy(self.limits.builds_allowed, index.destinations)
         return await asyncio.to_thread(package_set, image, contents, policy, index.identity)
@@ -89,15 +91,14 @@ class Packages:
             return
         install = self._installs.get(wanted.key)
         if install is None or install.done() or install.cancelling():
-            install = self._installs[wanted.key] = asyncio.create_task(self._install(wanted, install))
-        self._waiting[wanted.key] += 1
+            install = self._installs[wanted.key] = asyncio.create_task(self._install(wanted))
+        self._waiting[install] += 1
         try:
             await asyncio.shield(install)
         finally:
-            self._waiting[wanted.key] -= 1
-            if not self._waiting[wanted.key] and not install.done():
-                install.cancel()
-                await asyncio.wait([install])
+            self._waiting[install] -= 1
+            if not self._waiting[install]:
+                await self._leave(wanted.key, install)
 
     async def sweep(self) -> None:
         """Remove containers and folders of installs that nobody waits for; for the beginning, and now and then."""
@@ -114,30 +115,47 @@ class Packages:
                 await self._remove(path)
         await self._shrink()
 
+    async def _configured(self) -> PackageIndex:
+        if self._index is None:
+            try:
+                self._index = await asyncio.to_thread(self.find_index)
+            except ValueError as problem:
+                raise GivenUp(
+                    Lost(Reason.FETCH_FAILED, f"the package index is configured wrongly: {problem}")
+                ) from None
+        return self._index
+
     async def _read(self, assets: list[PinnedAsset]) -> dict[str, bytes]:
         async with self.objects.hold(assets) as paths:
             return {asset.filename: paths[asset.sha256].read_bytes() for asset in assets}
 
-    async def _install(self, wanted: PackageSet, before: asyncio.Task[None] | None) -> None:
-        """Install a set, and put it into the cache."""
-        if before is not None:
-            await asyncio.wait([before])  # it is cleaning up, under the same name
-        began, number = time.monotonic(), next(number for number in count() if number not in self._numbers)
-        self._numbers.add(number)
-        spec = self._spec(wanted, number)
-        log.info("installing_packages", key=wanted.key, container=spec.name)
-        try:
-            assert self._index is not None  # noqa: S101 - `wanted` was decided with it
-            site = await Install(wanted, self._index, self.limits, spec, self.engine).run()
-            await asyncio.to_thread(self.cache.keep, wanted.key, site, self.limits.max_bytes)
-        except NotKept as problem:
-            raise RequirementsFailed(f"the requirements could not be installed: {problem}") from problem
-        except OSError as problem:
-            raise GivenUp(Lost(Reason.DISK_FULL, f"packages could not be written: {problem.strerror}")) from problem
-        finally:
-            await self._remove(spec.folder.path)
-            self._numbers.discard(number)
-        log.info("packages_installed", key=wanted.key, seconds=round(time.monotonic() - began, 1))
+    async def _leave(self, key: str, install: asyncio.Task[None]) -> None:
+        """Nobody waits for an install any more: end it, unless it is over."""
+        del self._waiting[install]
+        if not install.done():
+            install.cancel()
+            await asyncio.wait([install])
+        if self._installs.get(key) is install:
+            del self._installs[key]
+
+    async def _install(self, wanted: PackageSet) -> None:
+        """Install a set, once whoever was asked to before has cleaned up, and put it into the cache."""
+        async with self._locks.setdefault(wanted.key, asyncio.Lock()):
+            began, number = time.monotonic(), next(number for number in count() if number not in self._numbers)
+            self._numbers.add(number)
+            spec = self._spec(wanted, number)
+            log.info("installing_packages", key=wanted.key, container=spec.name)
+            try:
+                site = await Install(wanted, await self._configured(), self.limits, spec, self.engine).run()
+                await asyncio.to_thread(self.cache.keep, wanted.key, site, self.limits.max_bytes)
+            except NotKept as problem:
+                raise RequirementsFailed(f"the requirements could not be installed: {problem}") from problem
+            except OSError as problem:
+                raise GivenUp(_local(problem)) from problem
+            finally:
+                await self._remove(spec.folder.path)
+                self._numbers.discard(number)
+            log.info("packages_installed", key=wanted.key, seconds=round(time.monotonic() - began, 1))
         await self._shrink()
 
     def _spec(self, wanted: PackageSet, number: int) -> InstallSpec:
@@ -172,6 +190,13 @@ class Packages:
             await self.engine.ask(lambda engine: engine.remove(name))
         except EngineRefused as problem:
             log.warning("sweep_failed", container=name, error=problem.reason)
+
+
+def _local(problem: OSError) -> Lost:
+    """Tell a disk that is full from what else this host may lack."""
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Lost(Reason.DISK_FULL, "the runner's disk is full")
+    return Lost(Reason.FETCH_FAILED, f"packages cannot be installed here: {problem}")
 
 
 @dataclass(frozen=True, slots=True)

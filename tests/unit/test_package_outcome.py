@@ -59,6 +59,12 @@ def test_an_index_that_does_not_answer_is_nobody_s_fault(seen: Evidence) -> None
     assert found.reason is Reason.FETCH_FAILED
 
 
+def test_a_full_disk_is_the_runner_s() -> None:
+    found = judge(evidence(1, lines=("ERROR: Could not install packages: [Errno 28] No space left on device",)))
+    assert isinstance(found, Lost)
+    assert found.reason is Reason.DISK_FULL
+
+
 @pytest.mark.parametrize(
     ("seen", "word"),
     [
