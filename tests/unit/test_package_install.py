@@ -16,7 +16,7 @@ from services.runner.package_install import Install, InstallSpec, container_name
 from services.runner.package_outcome import InstallLimits
 from services.runner.requirements import Policy, package_set
 
-URL = "https://someone:secret@index.example/simple"
+URL = "https://someone:canary-4c1d@index.example/simple"
 LIMITS = InstallLimits(timeout_s=60, max_bytes=1 << 20, memory_bytes=1 << 30, builds_allowed=False, oci_runtime=None)
 
 
@@ -46,7 +46,7 @@ def test_what_is_laid_out_can_be_read_by_any_user_and_the_password_stands_in_the
         assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o444), path
     assert (place.code / "requirements" / "r-gpu.txt").read_text() == "attrs\n"
     assert (place.data / "certificates.pem").read_text() == "a certificate"
-    holding = [path for path in place.path.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+    holding = [path for path in place.path.rglob("*") if path.is_file() and b"canary-4c1d" in path.read_bytes()]
     assert [path.parent.name for path in holding] == ["slot"]
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o400 for path in holding)
 
