@@ -23,15 +23,15 @@ import yardgood, yardneeded
 print(yardgood.WORD, yardneeded.WORD, yardgood.__file__)
 try:
     open("/runyard/packages/site/yardgood.py", "a")
-except OSError as problem:
-    print("read-only", problem.errno)
+except OSError:
+    print("read-only", bool(os.statvfs("/runyard/packages").f_flag & os.ST_RDONLY))
 try:
     socket.create_connection(("127.0.0.1", int(os.environ["INDEX_PORT"])), 5)
 except OSError:
     print("no network")
 open(os.environ["MODEL_OUTPUT_PATH"], "w").write("model")
 """
-SAID = ["good needed /runyard/packages/site/yardgood.py", "read-only 30", "no network"]
+SAID = ["good needed /runyard/packages/site/yardgood.py", "read-only True", "no network"]
 
 GOOD = wheel("yardgood", "1.0", "WORD = 'good'\n", "yardneeded>=1")
 NEEDED = wheel("yardneeded", "1.2", "WORD = 'needed'\n")
@@ -117,32 +117,28 @@ async def test_two_runs_that_need_the_same_at_once_install_it_once(scene: Scene,
     assert index.asked.count(NEEDED_FILE) == 1
 
 
-@pytest.mark.parametrize(
-    ("line", "word"),
-    [
-        (f"yardneeded==1.2 --hash=sha256:{'0' * 64}", "DO NOT MATCH THE HASHES"),
-        ("yardnowhere==1.0", "No matching distribution found for yardnowhere==1.0"),
-        ("yardsource==1.0", "No matching distribution found for yardsource==1.0"),
-        (
-            "--index-url https://elsewhere.example/simple",
-            "requirements.txt, line 2: the package index is the operator's choice",
-        ),
-    ],
-    ids=["wrong hash", "unknown", "no wheel", "another index"],
-)
-async def test_what_cannot_be_installed_fails_the_run_in_pip_s_own_words(
-    scene: Scene, index: Index, line: str, word: str
-) -> None:
-    queued = await scene.queue("print('never')", requirements={"requirements.txt": f"# ours\n{line}\n"})
+REFUSED = {
+    f"yardneeded==1.2 --hash=sha256:{'0' * 64}": "DO NOT MATCH THE HASHES",
+    "yardnowhere==1.0": "No matching distribution found for yardnowhere==1.0",
+    "yardsource==1.0": "No matching distribution found for yardsource==1.0",  # it has no wheel
+    "--index-url https://elsewhere.example/simple": "requirements.txt, line 2: the package index is the operator's choice",
+}
+
+
+async def test_what_cannot_be_installed_fails_the_run_in_pip_s_own_words(scene: Scene, index: Index) -> None:
+    files = [{"requirements.txt": f"# ours\n{line}\n"} for line in REFUSED]
+    runs = [await scene.queue("print('never')", requirements=needs) for needs in files]
     async with scene.runner(RUNYARD_PACKAGE_INDEX_URL=index.url):
-        await scene.dispatch(queued)
-        end = await scene.until_ended(queued)
-        assert isinstance(end, RunFailed), end
-        assert (end.reason, end.exit_code, end.started_at) == (Reason.REQUIREMENTS_FAILED, None, None)
-        await scene.until(lambda: len(scene.lines(queued)) >= end.output_sequence)
-        assert word in "\n".join(scene.lines(queued))
-        assert word.split("\n")[0] in (end.message or "") or "HASHES" in word
-        assert "never" not in scene.lines(queued)
+        for queued in runs:
+            await scene.dispatch(queued)
+        for queued, word in zip(runs, REFUSED.values(), strict=True):
+            end = await scene.until_ended(queued)
+            assert isinstance(end, RunFailed), end
+            assert (end.reason, end.exit_code, end.started_at) == (Reason.REQUIREMENTS_FAILED, None, None)
+            assert word in (end.message or "")
+            await scene.until(lambda queued=queued, end=end: len(scene.lines(queued)) >= end.output_sequence)  # type: ignore[misc]
+            assert word in "\n".join(scene.lines(queued))
+            assert "never" not in scene.lines(queued)
         await scene.until_nothing_is_left()
     assert sets(scene) == []
 
@@ -241,11 +237,13 @@ async def test_a_stranger_s_build_script_reaches_nothing_but_the_index(scene: Sc
 
 
 async def test_a_real_package_of_the_host_s_own_index_trains_a_model(scene: Scene) -> None:
-    script = "import tabulate\nprint(tabulate.tabulate([[1, 2]], tablefmt='plain'), tabulate.__file__)"
+    script = (
+        "import tabulate\nprint(tabulate.tabulate([[1, 2]], tablefmt='plain'), tabulate.__file__.split('tabulate')[0])"
+    )
     queued = await scene.queue(script, requirements={"requirements.txt": "tabulate==0.9.0\n"})
     async with scene.runner():
         await scene.dispatch(queued)
         end = await scene.until_ended(queued)
         assert isinstance(end, RunSucceeded), (end, scene.lines(queued))
-        await scene.until_line(queued, "1  2 /runyard/packages/site/tabulate.py")
+        await scene.until_line(queued, "1  2 /runyard/packages/site/")
         await scene.until_nothing_is_left()
