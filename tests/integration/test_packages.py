@@ -121,7 +121,7 @@ REFUSED = {
     f"yardneeded==1.2 --hash=sha256:{'0' * 64}": "DO NOT MATCH THE HASHES",
     "yardnowhere==1.0": "No matching distribution found for yardnowhere==1.0",
     "yardsource==1.0": "No matching distribution found for yardsource==1.0",  # it has no wheel
-    "--index-url https://elsewhere.example/simple": "requirements.txt, line 2: the package index is the operator's choice",
+    "--no-index": "requirements.txt, line 2: the package index is the operator's choice",
 }
 
 
