@@ -21,6 +21,7 @@ import structlog
 
 from schemas.parts import PinnedAsset, TrainingSpec
 from schemas.reason import Reason
+from services.backbone.crash_points import crash_point
 from services.runner.cache import Cache
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
@@ -147,7 +148,9 @@ class Packages:
             log.info("installing_packages", key=wanted.key, container=spec.name)
             try:
                 site = await Install(wanted, await self._configured(), self.limits, spec, self.engine).run()
+                crash_point("before_packages_kept")
                 await asyncio.to_thread(self.cache.keep, wanted.key, site, self.limits.max_bytes)
+                crash_point("after_packages_kept")
             except NotKept as problem:
                 raise RequirementsFailed(f"the requirements could not be installed: {problem}") from problem
             except OSError as problem:
