@@ -41,7 +41,7 @@ from services.runner.packages import Packages
 from services.runner.roster import Roster
 from services.runner.sandbox_runtimes import runtimes
 from services.runner.setting_up import RunLimits, Surroundings
-from services.runner.settings import PackageSettings, RunnerSettings, capacity
+from services.runner.settings import PackageSettings, RunnerSettings, capacity, install_runtime
 from services.runner.supplies import Supplies
 from services.runner.sweep import Sweep
 
@@ -188,7 +188,7 @@ def _packages(settings: RunnerSettings, engine: Engine, objects: Cache, runner_i
             max_bytes=installs.max_gb << 30,
             memory_bytes=installs.memory_gb << 30,
             builds_allowed=installs.builds_allowed,
-            oci_runtime=settings.oci_runtime,
+            oci_runtime=install_runtime(settings.oci_runtime, installs),
         ),
         first_owner=Owner(limits.first_owner.uid + offset, limits.first_owner.gid + offset),
         find_index=lambda: find_index(ask_pip()),

@@ -44,10 +44,20 @@ class PackageSettings(BaseSettings):
     hosts: str = Field(default="", description="where its files come from, beside its own host; blanks between")
     ca_file: Path | None = Field(default=None, description="a PEM file of what to trust, as pip's own --cert")
     builds_allowed: bool = Field(default=False, description="also from source: strangers' build scripts run then")
+    oci_runtime: str | None = Field(default=None, description="of installs; it must let them connect to a socket")
     timeout_s: float = Field(default=600.0, gt=0)
     max_gb: int = Field(default=8, ge=1, description="what one set may take of the disk, and of the network")
     memory_gb: int = Field(default=2, ge=1, description="what pip may take; beside what is announced")
     cache_max_gb: int = Field(default=20, ge=1)
+
+
+def install_runtime(runs: str | None, installs: PackageSettings) -> str | None:
+    """Tell which OCI runtime installs get, where runs get `runs`; None is the engine's own.
+
+    An install needs a socket of the host's, which gVisor does not let through unless told so. pip alone is no
+    stranger's code, so the engine's own runtime will do; where strangers build, nothing weaker than the runs' will.
+    """
+    return installs.oci_runtime or (runs if installs.builds_allowed else None)
 
 
 def capacity(settings: RunnerSettings) -> Capacity:
