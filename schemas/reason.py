@@ -49,6 +49,7 @@ class Reason(StrEnum):
     ARTIFACT_REFUSED = "artifact_refused"
     LOG_QUOTA_EXCEEDED = "log_quota_exceeded"
     SANDBOX_REFUSED = "sandbox_refused"
+    REQUIREMENTS_FAILED = "requirements_failed"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     # cancelled
     TIMEOUT = "timeout"
@@ -84,6 +85,7 @@ STATUS_OF_REASON: dict[Reason, RunStatus] = {
     Reason.ARTIFACT_REFUSED: RunStatus.FAILED,
     Reason.LOG_QUOTA_EXCEEDED: RunStatus.FAILED,
     Reason.SANDBOX_REFUSED: RunStatus.FAILED,
+    Reason.REQUIREMENTS_FAILED: RunStatus.FAILED,
     Reason.ATTEMPTS_EXHAUSTED: RunStatus.FAILED,
     Reason.TIMEOUT: RunStatus.CANCELLED,
     Reason.USER_REQUEST: RunStatus.CANCELLED,

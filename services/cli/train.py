@@ -28,7 +28,11 @@ EnvOption = Annotated[
 ]
 AssetOption = Annotated[
     list[Path] | None,
-    typer.Option("--asset", help="Another file: .py lies beside the script, others beside the data; repeatable."),
+    typer.Option(
+        "--asset",
+        help="Another file: .py lies beside the script, requirements*.txt is installed, others lie beside the data;"
+        " repeatable.",
+    ),
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="The model's name.", show_default="the name of the script's folder")

@@ -18,10 +18,11 @@ from services.runner import events, folder, quota
 from services.runner.artifact import Collected, Collection, Limits, NoArtifact, Refused, collect
 from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.events import Aftermath, Pen
-from services.runner.frames import End
+from services.runner.frames import End, Log
 from services.runner.journal import Entry, State
-from services.runner.outcome import Cause, Conclusion, Ended, Evidence, Exit, Lost, conclude
+from services.runner.outcome import MESSAGE_CHARACTERS, Cause, Conclusion, Ended, Evidence, Exit, Lost, conclude
 from services.runner.output import Batches, OutputPublisher
+from services.runner.packages import RequirementsTold, Told
 from services.runner.sandbox import ContainerState
 from services.runner.setting_up import PATIENCE_S, SettingUp, Surroundings
 from services.runner.supplies import GivenUp, patiently
@@ -76,6 +77,8 @@ class Attempt:
                 conclusion = await self._conclude_with_artifact(state)
         except GivenUp as problem:
             conclusion = problem.lost
+        except RequirementsTold as problem:
+            conclusion = await self._tell_requirements(problem.told)
         except EngineRefused as problem:
             refusal = f"the engine refused: {problem.reason}"
             conclusion = Ended(RunStatus.FAILED, Reason.SANDBOX_REFUSED, refusal[: 1 << 10])
@@ -107,6 +110,14 @@ class Attempt:
             self._around.changed()
             self._log.info("run_started", container_id=state.container_id)
         return state
+
+    async def _tell_requirements(self, told: Told) -> Conclusion:
+        """Tell why the requirements cannot be installed, as the attempt's only output: no script has written any."""
+        for sequence, text in enumerate(told.lines, 1):
+            self._output.batches.add(Log(seq=sequence, stream="stderr", text=text, at=told.at))
+        await self._output.send_all()
+        await self._around.same_cluster()
+        return Ended(RunStatus.FAILED, Reason.REQUIREMENTS_FAILED, told.message[:MESSAGE_CHARACTERS])
 
     async def _watch(self, state: ContainerState) -> ContainerState | None:
         spec = self._queued.spec

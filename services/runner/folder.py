@@ -24,6 +24,8 @@ from services.runner.slot import close_slots, make_slot, write_shim
 PYTHON = "/opt/python/bin/python3"
 """Where every runtime image has its interpreter."""
 MOUNTED_AT = "/runyard"
+PACKAGES = f"{MOUNTED_AT}/packages"
+"""Where a run finds what was installed from its requirements, in `site`."""
 SCRATCH = "/tmp"  # noqa: S108 - a tmpfs of the container's own
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,6 +81,7 @@ class Orders:
     max_output_bytes: int = 64 * 1024 * 1024
     max_lines_per_s: int = 2000
     max_bytes_per_s: int = 4 * 1024 * 1024
+    has_packages: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,8 @@ def environment(orders: Orders) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    if orders.has_packages:
+        promised["PYTHONPATH"] = f"{PACKAGES}/site"
     return {**defaults, **orders.variables, **promised}
 
 

@@ -36,14 +36,21 @@ from services.runner.folder import Owner
 from services.runner.handlers import Handlers
 from services.runner.heartbeat import Heart, Offer
 from services.runner.journal import Journal
+from services.runner.package_cache import PackageCache
+from services.runner.package_index import ask_pip, package_index
+from services.runner.package_outcome import InstallLimits
+from services.runner.packages import Packages
 from services.runner.quota import Quota
 from services.runner.roster import Roster
 from services.runner.sandbox_runtimes import runtimes
 from services.runner.setting_up import RunLimits, Surroundings, first_uid_of
-from services.runner.settings import RunnerSettings, capacity
+from services.runner.settings import PackageSettings, RunnerSettings, capacity, install_runtime
 from services.runner.slot import slots_folder, why_unusable
 from services.runner.supplies import Supplies
 from services.runner.sweep import Sweep
+
+INSTALLS_FROM = 2048
+"""Where, above the user ids of runs, those of installs begin."""
 
 log = structlog.get_logger()
 
@@ -92,7 +99,7 @@ class Runner:
     async def _attend(self) -> None:
         """Take up the journal's attempts, and sweep away what is nobody's."""
         around = self.roster.around
-        sweep = Sweep(self.journal, self.engine, around.runs_folder, around.slots_folder)
+        sweep = Sweep(self.journal, self.engine, around.runs_folder, around.slots_folder, around.packages)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.roster.run())
             group.create_task(sweep.run())
@@ -147,6 +154,7 @@ def wire(settings: RunnerSettings) -> Runner:
         heart.wake()
         delivery.wake()
 
+    supplies = _supplies(settings)
     around = Surroundings(
         runner_id=journal.runner_id,
         runs_folder=settings.work_dir / "runs",
@@ -154,7 +162,8 @@ def wire(settings: RunnerSettings) -> Runner:
         limits=_limits(settings, journal.runner_id),
         journal=journal,
         engine=engine,
-        supplies=_supplies(settings),
+        supplies=supplies,
+        packages=_packages(settings, engine, supplies.cache, journal.runner_id),
         publisher=publisher,
         changed=changed,
         may_start=asyncio.Event(),
@@ -184,6 +193,32 @@ def _supplies(settings: RunnerSettings) -> Supplies:
     cache.clear_unfinished()
     keys = parse_keys(settings.sealing_key.get_secret_value(), settings.sealing_keys_retired.get_secret_value())
     return Supplies(objects, cache, {key.key_id: key for key in keys})
+
+
+def _packages(settings: RunnerSettings, engine: Engine, objects: Cache, runner_id: str) -> Packages:
+    installs, folder, limits = PackageSettings(), settings.work_dir / "packages", _limits(settings, runner_id)
+    cache = PackageCache(folder / "ready", settings.work_dir / "runs", installs.cache_max_gb << 30)
+    cache.clear_unfinished()
+    url = installs.index_url.get_secret_value() if installs.index_url else None
+    find_index = partial(package_index, url, installs.hosts, installs.ca_file)
+    find_index("")  # what is set wrongly is known at the start
+    offset = INSTALLS_FROM if limits.owner_per_slot else 0
+    return Packages(
+        runner_id=runner_id,
+        making=folder / "making",
+        cache=cache,
+        objects=objects,
+        engine=engine,
+        limits=InstallLimits(
+            timeout_s=installs.timeout_s,
+            max_bytes=installs.max_gb << 30,
+            memory_bytes=installs.memory_gb << 30,
+            builds_allowed=installs.builds_allowed,
+            oci_runtime=install_runtime(settings.oci_runtime, installs),
+        ),
+        first_owner=Owner(limits.first_owner.uid + offset, limits.first_owner.gid + offset),
+        find_index=lambda: find_index(ask_pip()),
+    )
 
 
 def _limits(settings: RunnerSettings, runner_id: str) -> RunLimits:

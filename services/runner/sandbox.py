@@ -20,7 +20,15 @@ from docker.types.daemon import CancellableStream
 from docker.utils import kwargs_from_env
 
 from services.runner.errors import EngineRefused, EngineUnavailable
-from services.runner.sandbox_walls import ATTEMPT_LABEL, RUN_LABEL, RUNNER_LABEL, SandboxSpec, request, unconfirmed
+from services.runner.sandbox_walls import (
+    ATTEMPT_LABEL,
+    INSTALL_LABEL,
+    RUN_LABEL,
+    RUNNER_LABEL,
+    SandboxSpec,
+    request,
+    unconfirmed,
+)
 
 CLOSED_SOCKET = "file descriptor cannot be a negative integer"
 """What urllib3 says of a connection in its pool whose socket a follower closed at the moment when its log ended."""
@@ -175,6 +183,12 @@ class Sandbox:
             )
             for container in found
         ]
+
+    def installs(self, runner_id: str) -> list[str]:
+        """Name the containers in which this runner installs packages, ended ones too."""
+        with _translated():
+            found = self._client.containers(all=True, filters={"label": [f"{RUNNER_LABEL}={runner_id}", INSTALL_LABEL]})
+        return [container["Names"][0].removeprefix("/") for container in found]
 
     def _may_adopt(self, spec: SandboxSpec) -> bool:
         """Whether an earlier call has made the container; its name may belong to nobody else."""

@@ -8,14 +8,16 @@ may change. Pure: it knows the engine's words, and never talks to it.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os.path import normpath
+from pathlib import Path
 from typing import Any
 
-from services.runner.folder import MOUNTED_AT, PYTHON, SCRATCH, Owner, RunFolder
+from services.runner.folder import MOUNTED_AT, PACKAGES, PYTHON, SCRATCH, Owner, RunFolder
 from services.runner.seccomp import profile
 
 RUN_LABEL = "runyard.run_id"
 ATTEMPT_LABEL = "runyard.attempt"
 RUNNER_LABEL = "runyard.runner_id"
+INSTALL_LABEL = "runyard.install"
 
 CPU_PERIOD_US = 100_000
 SHM_BYTES = 256 * 1024 * 1024
@@ -42,8 +44,9 @@ class SandboxSpec:
     """What one attempt gets. The folder must be prepared before and stay until the container is removed.
 
     `image` is an id or a digest, so that a tag that moves changes nothing; `seccomp_profile` is the profile itself
-    as JSON; `oci_runtime` is a name that the engine knows (`runsc`). `own_user` says that nobody else on the
-    host has the owner's user id: the kernel counts processes by it, so only then can it bound this run's.
+    as JSON; `oci_runtime` is a name that the engine knows (`runsc`); `packages` is a folder of installed packages.
+    `own_user` says that nobody else on the host has the owner's user id: the kernel counts processes by it, so only
+    then can it bound this run's.
     """
 
     run_id: str
@@ -58,6 +61,7 @@ class SandboxSpec:
     pids_limit: int = 1024
     scratch_bytes: int = 1024**3
     file_size_bytes: int = 16 * 1024**3
+    packages: Path | None = None
     oci_runtime: str | None = None
     seccomp_profile: str = field(default_factory=profile)
     own_user: bool = False
@@ -135,11 +139,13 @@ def binds(spec: SandboxSpec) -> tuple[Bind, ...]:
     Paths are written as the engine will show them: without `..`, and with links as they are.
     """
     folder = spec.folder
+    packages = () if spec.packages is None else (Bind(normpath(spec.packages), PACKAGES),)
     return (
         Bind(normpath(folder.slot), f"{MOUNTED_AT}/slot"),
         Bind(normpath(folder.code), f"{MOUNTED_AT}/code"),
         Bind(normpath(folder.data), f"{MOUNTED_AT}/data"),
         Bind(normpath(folder.out), f"{MOUNTED_AT}/out", read_only=False),
+        *packages,
     )
 
 

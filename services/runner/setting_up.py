@@ -1,4 +1,4 @@
-"""From an accepted attempt to a running container: fetch, lay out the folder, create, start.
+"""From an accepted attempt to a running container: fetch, install, lay out the folder, create, start.
 
 Each step can be repeated: the folder is laid out afresh while no container has it, the container is found by its name.
 A stop order ends the waiting at once, and nothing starts after it.
@@ -6,9 +6,10 @@ A stop order ends the waiting at once, and nothing starts after it.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +25,9 @@ from services.runner.errors import EngineRefused
 from services.runner.folder import Orders, Owner, RunFolder
 from services.runner.journal import Entry, Journal
 from services.runner.outcome import Lost
+from services.runner.packages import Packages, RequirementsTold, told_before, write_told
 from services.runner.quota import Quota
+from services.runner.requirements import PackageSet, RequirementsFailed
 from services.runner.sandbox import ContainerState, Sandbox
 from services.runner.sandbox_runtimes import image_of
 from services.runner.sandbox_walls import SandboxSpec
@@ -78,6 +81,7 @@ class Surroundings:
     journal: Journal
     engine: Engine
     supplies: Supplies
+    packages: Packages
     publisher: Publisher
     changed: Callable[[], None] = field(repr=False)
     may_start: asyncio.Event = field(repr=False)
@@ -109,6 +113,7 @@ class SettingUp:
 
         Raises:
             GivenUp: what it needs cannot be had.
+            RequirementsTold: its requirements cannot be installed.
             EngineRefused: the engine does not take such a container.
             EngineUnavailable: the engine did not answer for too long.
         """
@@ -118,7 +123,7 @@ class SettingUp:
             if await self._is_created():
                 await self._mount_again()
             else:
-                await self._lay_out()
+                await self._lay_out(image)
             crash_point("before_container_create")
             await self._ask(lambda engine: engine.create(self._sandbox_spec(image)))
             crash_point("after_container_create")
@@ -143,17 +148,35 @@ class SettingUp:
             return False
         return True
 
-    async def _lay_out(self) -> None:
+    async def _lay_out(self, image: str) -> None:
         spec = self._queued.spec
         variables = await self._unless_stopped(self._around.supplies.variables(self._entry.ref.run_id, spec))
         await self._unless_stopped(self._around.supplies.fetch(spec))
-        async with self._around.supplies.files(spec) as contents:
-            lay_out = partial(folder.prepare, self.folder, self._orders(variables), contents, self._owner())
-            try:
-                await asyncio.to_thread(lay_out)
-            except ValueError as error:
-                raise EngineRefused(str(error)) from error
+        async with self._installed(image) as packages:
+            async with self._around.supplies.files(spec) as contents:
+                orders = self._orders(variables, has_packages=packages is not None)
+                try:
+                    await asyncio.to_thread(folder.prepare, self.folder, orders, contents, self._owner())
+                except ValueError as error:
+                    raise EngineRefused(str(error)) from error
+            if packages is not None:
+                self._around.packages.cache.use(self.folder.path, packages.key)
         await self._bound_out()
+
+    @asynccontextmanager
+    async def _installed(self, image: str) -> AsyncIterator[PackageSet | None]:
+        """Have the run's requirements installed, and keep them until the end of the block; None when it has none."""
+        packages = self._around.packages
+        if (told := told_before(self.folder.path)) is not None:
+            raise RequirementsTold(told)
+        try:
+            wanted = await self._unless_stopped(packages.wanted(image, self._queued.spec))
+            with packages.cache.hold(wanted.key) if wanted else nullcontext():
+                if wanted is not None:
+                    await self._unless_stopped(packages.ensure(wanted))
+                yield wanted
+        except RequirementsFailed as failed:
+            raise RequirementsTold(write_told(self.folder.path, failed, datetime.now(UTC))) from failed
 
     async def _bound_out(self) -> None:
         """Give the output folder a size; where that fails it is watched instead."""
@@ -183,7 +206,7 @@ class SettingUp:
             raise Stopped
 
     async def _unless_stopped(self, work: Awaitable[Result]) -> Result:
-        """Wait for something, but no longer than until the stop order; then it is abandoned."""
+        """Wait for something, but no longer than until the stop order; then it is abandoned, and cleans up."""
         working = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -193,8 +216,9 @@ class SettingUp:
         finally:
             working.cancel()
             stopped.cancel()
+            await asyncio.gather(working, stopped, return_exceptions=True)
 
-    def _orders(self, variables: dict[str, str]) -> Orders:
+    def _orders(self, variables: dict[str, str], *, has_packages: bool) -> Orders:
         spec, limits = self._queued.spec, self._around.limits
         return Orders(
             run_id=self._entry.ref.run_id,
@@ -208,6 +232,7 @@ class SettingUp:
             max_output_bytes=limits.max_output_bytes,
             max_lines_per_s=limits.max_lines_per_s,
             max_bytes_per_s=limits.max_bytes_per_s,
+            has_packages=has_packages,
         )
 
     def _sandbox_spec(self, image: str) -> SandboxSpec:
@@ -224,6 +249,7 @@ class SettingUp:
             gpu=compute.gpu,
             pids_limit=limits.pids_limit,
             scratch_bytes=limits.tmp_bytes,
+            packages=self._around.packages.cache.used_by(self.folder.path),
             oci_runtime=limits.oci_runtime,
             seccomp_profile=limits.seccomp_profile,
             own_user=limits.owner_per_slot,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.parts import Capacity
 from services.backbone.settings import ServiceSettings
@@ -56,6 +57,31 @@ class RunnerSettings(ServiceSettings):
                 "max_out_bytes is less than max_artifact_bytes: no script could write so large an artifact"
             )
         return self
+
+
+class PackageSettings(BaseSettings):
+    """How requirements assets are installed (`RUNYARD_PACKAGE_…`); by default as the host's own pip would."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNYARD_PACKAGE_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    index_url: SecretStr | None = Field(default=None, description="PEP 503; it may hold a password")
+    hosts: str = Field(default="", description="where its files come from, beside its own host; blanks between")
+    ca_file: Path | None = Field(default=None, description="a PEM file of what to trust, as pip's own --cert")
+    builds_allowed: bool = Field(default=False, description="also from source: strangers' build scripts run then")
+    oci_runtime: str | None = Field(default=None, description="of installs; it must let them connect to a socket")
+    timeout_s: float = Field(default=600.0, gt=0)
+    max_gb: int = Field(default=8, ge=1, description="what one set may take of the disk, and of the network")
+    memory_gb: int = Field(default=2, ge=1, description="what pip may take; beside what is announced")
+    cache_max_gb: int = Field(default=20, ge=1)
+
+
+def install_runtime(runs: str | None, installs: PackageSettings) -> str | None:
+    """Tell which OCI runtime installs get, where runs get `runs`; None is the engine's own.
+
+    An install needs a socket of the host's, which gVisor does not let through unless told so. pip alone is no
+    stranger's code, so the engine's own runtime will do; where strangers build, nothing weaker than the runs' will.
+    """
+    return installs.oci_runtime or (runs if installs.builds_allowed else None)
 
 
 def capacity(settings: RunnerSettings) -> Capacity:

@@ -17,6 +17,7 @@ from services.runner import folder
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
 from services.runner.journal import Journal
+from services.runner.packages import Packages
 from services.runner.slot import close_slots
 
 EVERY_S = 60.0
@@ -32,7 +33,8 @@ class Sweep:
     journal: Journal
     engine: Engine
     runs_folder: Path
-    slots_folder: Path | None = None
+    slots_folder: Path | None
+    packages: Packages
 
     async def run(self) -> None:
         """Sweep now and then until cancelled."""
@@ -61,6 +63,7 @@ class Sweep:
         for ref in holding:
             if f"run-{ref.run_id}-{ref.attempt}" not in left:
                 self.journal.release_slot(ref)
+        await self.packages.sweep()
         self.journal.forget(datetime.now(UTC) - JOURNAL_KEPT)
 
     def _folders(self) -> list[Path]:

@@ -20,13 +20,14 @@ import structlog
 from tests.chaos.crash_arming import Armory, Kill, NeverReached, armed_in
 from tests.chaos.crash_places import Place, all_places
 from tests.chaos.crash_scenarios import SCENARIOS, Scenario, covered
-from tests.chaos.crash_scenes import Stage
+from tests.chaos.crash_scenes import PACKAGE, Stage
 from tests.chaos.evidence import Evidence
 from tests.chaos.gathering import Witnesses, at_rest, gather, gather_after, let_a_day_pass, open_runs
 from tests.chaos.harness import ChaosOptions, chaos_system
 from tests.chaos.invariants import check
 from tests.chaos.observing import Observer
 from tests.chaos.submitting import Book
+from tests.integration.package_index_scene import serving, wheel
 
 TRIES = 4
 """How often a scene is played for a point that it passes only now and then, such as the second of two in a batch."""
@@ -52,10 +53,14 @@ async def campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario] = SC
 
     Must be called on the main thread.
     """
+    with serving({f"{PACKAGE}-1.0-py3-none-any.whl": wheel(PACKAGE, "1.0", "WORD = 'small'\n")}) as index:
+        return await _campaign(folder, rounds, scenarios, index.url)
+
+
+async def _campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario], index_url: str) -> Outcome:
     began = time.monotonic()
-    options = ChaosOptions(
-        lease_s=LEASE_S, environment={"RUNYARD_SWEEP_EVERY_S": "2"}, environment_of=armed_in(folder / "armed")
-    )
+    environment = {"RUNYARD_SWEEP_EVERY_S": "2", "RUNYARD_PACKAGE_INDEX_URL": index_url}
+    options = ChaosOptions(lease_s=LEASE_S, environment=environment, environment_of=armed_in(folder / "armed"))
     async with chaos_system(folder / "system", options) as chaos:
         armory, book, observer = Armory(chaos, folder / "armed"), Book(folder / "told.jsonl"), Observer()
         stage = Stage(chaos, armory, book, f"canary{secrets.token_hex(16)}")

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -35,6 +35,8 @@ from tests.chaos.submitting import Book, Order, Submitter
 DEADLINE_S = 120.0
 POLL_S = 0.05
 ENDS = ("succeeded", "failed", "cancelled")
+PACKAGE = "yardsmall"
+"""What the campaign's own index has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,13 @@ async def plain(stage: Stage) -> None:
             return answer.is_success and answer.json()["environment_vars"] == {"API_KEY": None}
 
         await eventually("the variables' values are to be gone", variables)
+
+
+async def packaged(stage: Stage) -> None:
+    """A run with requirements, which no run before it had."""
+    async with stage.submitter() as client:
+        order = replace(stage.order("model"), requirements=f"{PACKAGE}\n")
+        await ends(client, await client.submit(order), "succeeded", None)
 
 
 async def cancelled(stage: Stage) -> None:

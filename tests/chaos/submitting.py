@@ -91,6 +91,7 @@ class Order:
     variables: Mapping[str, str]
     cancel_after_s: float | None = None
     cpu_cores: int = 1
+    requirements: str = ""
 
     @property
     def timeout_s(self) -> int:
@@ -166,6 +167,10 @@ class Submitter:
         files = {"file": ("train.py", script.encode())}
         path = f"/api/v1/models/{model_id}/assets"
         await self._persistently(path, f"{order.key}-asset", order, files=files, data={"asset_type": "script"})
+        if order.requirements:
+            files = {"file": ("requirements.txt", f"# {order.key}\n{order.requirements}".encode())}
+            data = {"asset_type": "requirements"}
+            await self._persistently(path, f"{order.key}-requirements", order, files=files, data=data)
         return model_id
 
     async def _dataset(self) -> str:

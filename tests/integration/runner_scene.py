@@ -88,7 +88,14 @@ class Scene:
             async with asyncio.timeout(PATIENCE_S):
                 await process.wait()
 
-    async def queue(self, script: str, *, variables: dict[str, str] | None = None, timeout_s: int = 60) -> RunQueued:
+    async def queue(
+        self,
+        script: str,
+        *,
+        variables: dict[str, str] | None = None,
+        timeout_s: int = 60,
+        requirements: dict[str, str] | None = None,
+    ) -> RunQueued:
         """Make a run of one script, as the scheduler would queue it; nothing is sent yet."""
         run_id = f"run-custom-20260313-{secrets.token_hex(6)}"
         if variables:
@@ -105,7 +112,7 @@ class Scene:
             timeout_s=timeout_s,
             grace_s=1,
             variable_names=tuple(variables or ()),
-            assets=(asset,),
+            assets=(asset, *[await self._requirements(*file) for file in (requirements or {}).items()]),
             dataset=PinnedDataset(filename="wine.csv", dataset_id="dts-00000000", sha256=data, size_bytes=len(DATASET)),
         )
         return RunQueued(
@@ -195,6 +202,12 @@ class Scene:
 
     def stored(self, sha256: str) -> bytes:
         return (self.folder / "objects" / content_key(sha256)).read_bytes()
+
+    async def _requirements(self, filename: str, text: str) -> PinnedAsset:
+        sha256 = await self._store(text.encode())
+        return PinnedAsset(
+            filename=filename, asset_type="requirements", asset_id="ast-1", sha256=sha256, size_bytes=len(text.encode())
+        )
 
     async def _store(self, content: bytes) -> str:
         async def chunks() -> AsyncIterator[bytes]:

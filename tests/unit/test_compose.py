@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from services.runner.settings import PackageSettings
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
@@ -45,6 +47,12 @@ def test_subscribers_reach_kafka_where_it_says_that_it_is() -> None:
 def test_the_runner_stores_as_a_member_of_the_services_group() -> None:
     [group] = re.findall(r"^USER \d+:(\d+)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
     assert SERVICES["runner"]["user"] == f"0:{group}"
+
+
+def test_what_the_operator_says_of_packages_reaches_the_runner_and_nothing_said_is_the_default() -> None:
+    told = {name: value for name, value in SERVICES["runner"]["environment"].items() if "PACKAGE" in name}
+    assert told.keys() <= {f"RUNYARD_PACKAGE_{name.upper()}" for name in PackageSettings.model_fields}
+    assert told == {name: f"${{{name}:-}}" for name in told}
 
 
 def test_every_image_name_comes_from_a_variable_with_a_default() -> None:

@@ -5,6 +5,7 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +122,14 @@ def test_what_is_promised_is_no_secret_even_if_a_variable_has_its_name() -> None
     variables = {"HOME": "/nowhere", "RUN_ID": "forged"}
     spec = shim_spec(Orders("run-1", 1, "train.py", "wine.csv", variables, deadline_s=1))
     assert spec["secret_names"] == ["HOME"]
+
+
+def test_only_a_run_with_packages_finds_them_on_its_path() -> None:
+    told: dict[str, Any] = {"run_id": "run-1", "attempt": 1, "entry_point": "train.py", "dataset_filename": "a.csv"}
+    without = Orders(variables={}, deadline_s=1, **told)
+    assert "PYTHONPATH" not in environment(without)
+    with_packages = Orders(variables={"PYTHONPATH": "/tmp"}, deadline_s=1, has_packages=True, **told)
+    assert environment(with_packages)["PYTHONPATH"] == "/runyard/packages/site"
 
 
 def test_a_tree_of_any_depth_goes(folder: RunFolder) -> None:
