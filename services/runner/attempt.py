@@ -20,6 +20,7 @@ from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.events import Aftermath, Pen
 from services.runner.frames import End
 from services.runner.journal import Entry, State
+from services.runner.keeping import Keeper
 from services.runner.outcome import Cause, Conclusion, Ended, Evidence, Exit, Lost, conclude
 from services.runner.output import Batches, OutputPublisher
 from services.runner.sandbox import ContainerState
@@ -53,6 +54,8 @@ class Attempt:
             around.may_tell,
         )
         self._setting_up = SettingUp(entry, queued, around, self._stopping)
+        out = self._setting_up.folder.out
+        self._keeper = Keeper(entry.ref, out, around.checkpoints, around.limits.checkpoint_every_s)
         self._log = log.bind(run_id=entry.ref.run_id, attempt=entry.ref.attempt)
 
     def stop(self) -> None:
@@ -68,12 +71,10 @@ class Attempt:
         state: ContainerState | None = None
         try:
             state = await self._container()
-            if state is None:
-                conclusion = self._conclude(None, NoArtifact())
-            else:
+            if state is not None:
                 state = await self._watch(state)
                 crash_point("after_container_over")
-                conclusion = await self._conclude_with_artifact(state)
+            conclusion = await self._conclude_with_artifact(state)
         except GivenUp as problem:
             conclusion = problem.lost
         except EngineRefused as problem:
@@ -110,7 +111,8 @@ class Attempt:
     async def _watch(self, state: ContainerState) -> ContainerState | None:
         limit_s = self._queued.spec.timeout_s
         watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout)
-        over = await watch.until_over(state, limit_s, self._stopping)
+        async with self._keeper.while_it_runs():
+            over = await watch.until_over(state, limit_s, self._stopping)
         await self._around.same_cluster()  # while the container is there, its output can be told to another one again
         return over
 
@@ -121,6 +123,9 @@ class Attempt:
 
     async def _conclude_with_artifact(self, state: ContainerState | None) -> Conclusion:
         first = self._conclude(state, NoArtifact())
+        if isinstance(first, Lost):
+            await self._keeper.keep_last()
+            return self._conclude(state, NoArtifact())  # it may have been told to stop meanwhile
         if not isinstance(first, Ended) or first.status is not RunStatus.SUCCEEDED:
             return first
         return self._conclude(state, await self._collect())

@@ -56,7 +56,8 @@ class RunFolder:
 class Orders:
     """What the shim is told: which script, with what, for how long.
 
-    `variables` are the script's own; they reach it byte for byte and stand nowhere but in the slot.
+    `variables` are the script's own; they reach it byte for byte and stand nowhere but in the slot. `resume` says that
+    an earlier attempt's checkpoint lies in the checkpoint folder.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class Orders:
     grace_s: float = 10.0
     max_line_bytes: int = 16 * 1024
     max_output_bytes: int = 64 * 1024 * 1024
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def environment(orders: Orders) -> dict[str, str]:
         "DATASET_PATH": f"{MOUNTED_AT}/data/{orders.dataset_filename}",
         "MODEL_OUTPUT_PATH": f"{MOUNTED_AT}/out/model",
         "METRICS_PATH": f"{MOUNTED_AT}/out/metrics.jsonl",
+        "CHECKPOINT_PATH": f"{MOUNTED_AT}/out/checkpoint",
         "RUN_ID": orders.run_id,
         "ATTEMPT": str(orders.attempt),
+        "RESUME": "1" if orders.resume else "0",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -25,7 +25,9 @@ from services.backbone.sealing import parse_keys
 from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
 from services.backbone.watchdog import watch_loop
+from services.runner.artifact import Limits
 from services.runner.cache import Cache
+from services.runner.checkpoint_store import CheckpointStore
 from services.runner.delivery import Delivery
 from services.runner.dispatch import Dispatch, partition_of
 from services.runner.engine import PART as ENGINE
@@ -130,13 +132,15 @@ def wire(settings: RunnerSettings) -> Runner:
         heart.wake()
         delivery.wake()
 
+    supplies = _supplies(settings)
     around = Surroundings(
         runner_id=journal.runner_id,
         runs_folder=settings.work_dir / "runs",
         limits=_limits(settings),
         journal=journal,
         engine=engine,
-        supplies=_supplies(settings),
+        supplies=supplies,
+        checkpoints=_checkpoints(settings, supplies),
         publisher=publisher,
         changed=changed,
         may_start=asyncio.Event(),
@@ -159,11 +163,17 @@ def _supplies(settings: RunnerSettings) -> Supplies:
     return Supplies(objects, cache, {key.key_id: key for key in keys})
 
 
+def _checkpoints(settings: RunnerSettings, supplies: Supplies) -> CheckpointStore:
+    limits = Limits(settings.max_checkpoint_bytes)
+    return CheckpointStore(supplies.objects, supplies.keys, settings.work_dir / "checkpoints", limits)
+
+
 def _limits(settings: RunnerSettings) -> RunLimits:
     root = os.geteuid() == 0
     uid, gid = (settings.run_uid_base, settings.run_uid_base) if root else (os.geteuid(), os.getegid())
     return RunLimits(
         grace_s=settings.grace_s,
+        checkpoint_every_s=settings.checkpoint_every_s,
         max_artifact_bytes=settings.max_artifact_bytes,
         max_output_bytes=settings.max_output_bytes,
         max_line_bytes=settings.max_line_bytes,

@@ -6,24 +6,28 @@ A stop order ends the waiting at once, and nothing starts after it.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import structlog
 
 from schemas.events import RunQueued
+from schemas.reason import Reason
 from services.backbone.crash_points import crash_point
 from services.backbone.publisher import Publisher
-from services.runner import folder
+from services.runner import checkpoint, folder
+from services.runner.checkpoint_store import CheckpointStore
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
 from services.runner.folder import Orders, Owner, RunFolder
 from services.runner.journal import Entry, Journal
+from services.runner.outcome import Lost
 from services.runner.sandbox import ContainerState, Sandbox, SandboxSpec
 from services.runner.sandbox_runtimes import image_of
-from services.runner.supplies import Supplies
+from services.runner.supplies import GivenUp, Supplies
 
 PATIENCE_S = 60.0
 """How long the engine may be silent before the attempt is given to another runner."""
@@ -38,6 +42,7 @@ class RunLimits:
     """What every run on this runner gets, beside its own compute."""
 
     grace_s: float
+    checkpoint_every_s: float
     max_artifact_bytes: int
     max_output_bytes: int
     max_line_bytes: int
@@ -64,6 +69,7 @@ class Surroundings:
     journal: Journal
     engine: Engine
     supplies: Supplies
+    checkpoints: CheckpointStore
     publisher: Publisher
     changed: Callable[[], None] = field(repr=False)
     may_start: asyncio.Event = field(repr=False)
@@ -118,15 +124,31 @@ class SettingUp:
         variables = await self._unless_stopped(self._around.supplies.variables(self._entry.ref.run_id, spec))
         image = await self._unless_stopped(self._image())
         await self._unless_stopped(self._around.supplies.fetch(spec))
-        async with self._around.supplies.files(spec) as contents:
-            lay_out = partial(folder.prepare, self.folder, self._orders(variables), contents, self._owner())
+        async with AsyncExitStack() as held:
+            kept = await self._unless_stopped(
+                held.enter_async_context(self._around.checkpoints.before(self._entry.ref))
+            )
+            contents = await held.enter_async_context(self._around.supplies.files(spec))
+            orders = self._orders(variables, resume=kept is not None)
+            lay_out = partial(folder.prepare, self.folder, orders, contents, self._owner())
             try:
                 await asyncio.to_thread(lay_out)
             except ValueError as error:
                 raise EngineRefused(str(error)) from error
+            await self._lay_out_checkpoint(kept)
         crash_point("before_container_create")
         await self._ask(lambda engine: engine.create(self._sandbox_spec(image)))
         crash_point("after_container_create")
+
+    async def _lay_out_checkpoint(self, kept: BinaryIO | None) -> None:
+        limits = self._around.checkpoints.limits
+        try:
+            await asyncio.to_thread(checkpoint.lay_out, self.folder.out, kept, self._owner(), limits)
+        except OSError as error:
+            lost = Lost(Reason.DISK_FULL, f"the checkpoint could not be laid out: {error.strerror}")
+            raise GivenUp(lost) from error
+        if kept is not None:
+            crash_point("after_checkpoint_restored")
 
     async def _image(self) -> str:
         engine = self._around.engine
@@ -151,7 +173,7 @@ class SettingUp:
             working.cancel()
             stopped.cancel()
 
-    def _orders(self, variables: dict[str, str]) -> Orders:
+    def _orders(self, variables: dict[str, str], *, resume: bool) -> Orders:
         spec, limits = self._queued.spec, self._around.limits
         return Orders(
             run_id=self._entry.ref.run_id,
@@ -163,6 +185,7 @@ class SettingUp:
             grace_s=limits.grace_s,
             max_line_bytes=limits.max_line_bytes,
             max_output_bytes=limits.max_output_bytes,
+            resume=resume,
         )
 
     def _sandbox_spec(self, image: str) -> SandboxSpec:

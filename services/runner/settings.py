@@ -25,6 +25,8 @@ class RunnerSettings(ServiceSettings):
     run_uid_base: int = Field(default=64_000, ge=1_000, description="as root, runs get user ids from here on")
     grace_s: float = Field(default=10.0, gt=0, description="from SIGTERM to SIGKILL")
     max_artifact_bytes: int = Field(default=10 << 30, ge=1)
+    max_checkpoint_bytes: int = Field(default=2 << 30, ge=1)
+    checkpoint_every_s: float = Field(default=10.0, gt=0, description="between two looks at a run's checkpoint folder")
     max_output_bytes: int = Field(default=64 << 20, ge=1)
     max_line_bytes: int = Field(default=16 << 10, ge=1)
     tmp_mb: int = Field(default=1024, ge=1, description="size of a run's /tmp, which counts as its memory")

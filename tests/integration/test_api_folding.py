@@ -181,6 +181,6 @@ async def test_strangers_runs_and_unknown_types_are_passed_over(api: Api, run_id
     before = await state(api)
     await api.fold(requested("run-of-nobody"), succeeded(run_id="run-of-nobody"))
     unknown = UnknownEvent(event_id(run_id, 1, "x"), "/newer", "runyard.run.paused.v7", run_id, at(1), b"{}")
-    handlers = Handlers(api.context.pool, api.context.variables)
+    handlers = Handlers(api.context.pool, api.context.variables, api.context.objects)
     await handlers.on_run_facts([Received("runyard.runs", 0, 1, unknown, b"{}")])
     assert await state(api) == before
