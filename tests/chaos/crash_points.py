@@ -53,9 +53,8 @@ async def campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario] = SC
     Must be called on the main thread.
     """
     began = time.monotonic()
-    options = ChaosOptions(
-        lease_s=LEASE_S, environment={"RUNYARD_SWEEP_EVERY_S": "2"}, environment_of=armed_in(folder / "armed")
-    )
+    pace = {"RUNYARD_SWEEP_EVERY_S": "2", "RUNYARD_CHECKPOINT_EVERY_S": "0.5"}
+    options = ChaosOptions(lease_s=LEASE_S, environment=pace, environment_of=armed_in(folder / "armed"))
     async with chaos_system(folder / "system", options) as chaos:
         armory, book, observer = Armory(chaos, folder / "armed"), Book(folder / "told.jsonl"), Observer()
         stage = Stage(chaos, armory, book, f"canary{secrets.token_hex(16)}")

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.cloudevents import UnknownEvent
 from schemas.events import ModelVersionCreated, RunSucceeded
-from schemas.ids import event_id
+from schemas.ids import checkpoint_key, checkpoints_folder, event_id
 from schemas.reason import Reason
 from services.api.handlers import Handlers
 from services.backbone.consumer import Received
@@ -138,6 +138,18 @@ async def test_variables_are_gone_at_the_end_and_their_names_stay(
     assert not await api.has_variables(run_id)
     assert not await api.admin.fetchval("SELECT variables_held FROM runs WHERE run_id = $1", run_id)
     assert (await api.get(f"models/{model_id}/runs/{run_id}"))["environment_vars"] == {"LEARNING_RATE": None}
+
+
+@pytest.mark.parametrize("end", [succeeded, failed, cancelled], ids=["succeeded", "failed", "cancelled"])
+async def test_checkpoints_outlive_a_lost_attempt_and_are_gone_at_the_end(api: Api, run_id: str, end: Any) -> None:
+    await api.fold(queued(run_id=run_id), started(run_id=run_id))
+    others = checkpoint_key(f"{run_id}0", 1)
+    for key in (checkpoint_key(run_id, 1), checkpoint_key(run_id, 2), others):
+        await api.context.objects.put(key, b"kept")
+    await api.fold(requeued(run_id=run_id), end(attempt=1, run_id=run_id))
+    assert len(await api.held(checkpoints_folder(run_id))) == 2
+    await api.fold(queued(2, run_id), started(2, run_id), end(attempt=2, run_id=run_id))
+    assert await api.held("checkpoints") == {others}
 
 
 async def test_a_lost_attempt_keeps_the_variables_and_the_claim(api: Api, model_id: str, run_id: str) -> None:

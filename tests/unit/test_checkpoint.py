@@ -2,7 +2,10 @@
 
 import os
 import tarfile
+import threading
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -225,3 +228,39 @@ def test_a_file_that_was_replaced_before_it_was_read_is_no_hard_link(
     monkeypatch.setattr(os, "open", open_and_replace)
     with pytest.raises(ChangedError):
         snapshot(out)
+
+
+def swap(folder: Path, secret: Path, over: threading.Event) -> None:
+    """Do as a hostile script: a link to somebody else's secret where a file was, and a folder, again and again."""
+    while not over.is_set():
+        for name, thing in (("file", secret), ("folder", secret.parent)):
+            (folder / "link").symlink_to(thing)
+            (folder / name).replace(folder / "kept")
+            (folder / "link").replace(folder / name)
+            (folder / name).unlink()
+            (folder / "kept").replace(folder / name)
+
+
+def test_whatever_is_swapped_while_it_is_taken_nothing_from_outside_gets_in(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/secret").write_text("SECRET")
+    folder = out / "checkpoint"
+    (folder / "file").write_text("harmless")
+    (folder / "folder").mkdir()
+    (folder / "folder/secret").write_text("harmless")
+    over, outcomes = threading.Event(), Counter[str]()
+    swapping = threading.Thread(target=swap, args=(folder, tmp_path / "elsewhere/secret", over))
+    swapping.start()
+    try:
+        for _ in range(2000):
+            with suppress(RefusedError):
+                look_at(out, LIMITS)
+                taken = snapshot(out).read_bytes()
+                assert b"SECRET" not in taken
+                outcomes["taken"] += 1
+                continue
+            outcomes["refused"] += 1
+    finally:
+        over.set()
+        swapping.join()
+    assert outcomes["refused"] > 0
