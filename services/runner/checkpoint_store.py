@@ -79,13 +79,12 @@ class CheckpointStore:
 
     async def _fetch_newest(self, ref: RunAttempt, archive: BinaryIO) -> bool:
         for earlier in await patiently(partial(self._earlier, ref)):
+            said = log.bind(run_id=ref.run_id, attempt=ref.attempt, of_attempt=earlier.attempt)
             fault = await patiently(partial(self._fetch, earlier, archive))
             if fault is None:
-                log.info("checkpoint_found", run_id=ref.run_id, attempt=ref.attempt, of_attempt=earlier.attempt)
+                said.info("checkpoint_found")
                 return True
-            log.warning(
-                "checkpoint_left_out", run_id=ref.run_id, attempt=ref.attempt, of_attempt=earlier.attempt, why=fault
-            )
+            said.warning("checkpoint_left_out", why=fault)
         return False
 
     async def _earlier(self, ref: RunAttempt) -> list[RunAttempt]:

@@ -46,6 +46,9 @@ class Keeper:
     _pace: Pace = field(default_factory=Pace)
     _refused: str | None = None
 
+    def __post_init__(self) -> None:
+        self._log = log.bind(run_id=self.ref.run_id, attempt=self.ref.attempt)
+
     @asynccontextmanager
     async def while_it_runs(self) -> AsyncIterator[None]:
         """Look now and then for the length of a block; if the runner stops meanwhile, a last time."""
@@ -60,14 +63,16 @@ class Keeper:
             await _ended(looking)
 
     async def keep_last(self, within_s: float = LAST_WITHIN_S) -> None:
-        """Take what is new, quiet or not; gives up after `within_s`."""
+        """Take what is new, quiet or not; gives up after `within_s`, and raises nothing: an end may hang on it."""
         try:
             async with asyncio.timeout(within_s):
                 look = await self._look()
                 if look not in (self._pace.kept, NOTHING):
                     await self._keep(look)
         except TimeoutError:
-            self._say_not_kept(f"not within {within_s:.0f} s")
+            self._log.warning("checkpoint_not_kept", why=f"not within {within_s:.0f} s")
+        except Exception:  # noqa: BLE001 - the edge, as below
+            self._log.exception("checkpoint_broke")
 
     async def _look_on(self) -> None:
         while True:
@@ -76,8 +81,8 @@ class Keeper:
                 look = await self._look()
                 if self._pace.is_due(look):
                     await self._keep(look)
-            except Exception:  # the edge: a run goes on, whatever its checkpoints do to us
-                log.exception("checkpoint_broke", run_id=self.ref.run_id, attempt=self.ref.attempt)
+            except Exception:  # noqa: BLE001 - the edge: a run goes on, whatever its checkpoints do to us
+                self._log.exception("checkpoint_broke")
 
     async def _look(self) -> Look:
         return await asyncio.to_thread(look_at, self.out_folder, self.store.limits)
@@ -89,12 +94,12 @@ class Keeper:
         except ChangedError:
             return
         except GivenUp as problem:
-            self._say_not_kept(problem.lost.message)
+            self._log.warning("checkpoint_not_kept", why=problem.lost.message)
             return
         except RefusedError as problem:
             self._say_refused(problem.what)
         except OSError as problem:
-            self._say_not_kept(f"it could not be copied: {problem.strerror}")
+            self._log.warning("checkpoint_not_kept", why=f"it could not be copied: {problem.strerror}")
         self._pace.keep(look)
 
     async def _take_and_store(self) -> None:
@@ -104,17 +109,14 @@ class Keeper:
                 return
             size_bytes = archive.tell()
             await patiently(partial(self.store.keep, self.ref, archive), Reason.UPLOAD_FAILED, UPLOAD_PATIENCE_S)
-        ref = self.ref
-        log.info("checkpoint_kept", run_id=ref.run_id, attempt=ref.attempt, files=files, size_bytes=size_bytes)
-
-    def _say_not_kept(self, why: str) -> None:
-        log.warning("checkpoint_not_kept", run_id=self.ref.run_id, attempt=self.ref.attempt, why=why)
+        self._refused = None
+        self._log.info("checkpoint_kept", files=files, size_bytes=size_bytes)
 
     def _say_refused(self, why: str) -> None:
         """Say it once: a script that goes on in the same way would fill the log."""
         if why != self._refused:
             self._refused = why
-            log.warning("checkpoint_refused", run_id=self.ref.run_id, attempt=self.ref.attempt, why=why)
+            self._log.warning("checkpoint_refused", why=why)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -245,7 +245,9 @@ async def test_what_is_refused_is_said_once_and_leaves_the_one_before(
         for number in range(3):
             (out / f"checkpoint/link-{number}").symlink_to("/etc")
             await keeper.keep_last()
-    assert [(line["event"], line["why"]) for line in said] == [("checkpoint_refused", "is a symbolic link")]
+    assert [(line["event"], line["why"], line["run_id"]) for line in said] == [
+        ("checkpoint_refused", "is a symbolic link", RUN)
+    ]
     assert await found(store, 2) == b"one"
     for number in range(3):
         (out / f"checkpoint/link-{number}").unlink()
