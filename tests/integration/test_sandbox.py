@@ -227,7 +227,7 @@ def test_the_script_has_no_rights_no_network_and_nothing_to_write_but_its_own(at
     assert found["oom_score_adj"] == "1000"
     assert " ".join(found["environment"]) == (
         "ATTEMPT CHECKPOINT_PATH DATASET_PATH HOME LANG METRICS_PATH MODEL_OUTPUT_PATH PATH PYTHONDONTWRITEBYTECODE "
-        "RUN_ID TMPDIR"
+        "PYTHONUNBUFFERED RESUME RUN_ID TMPDIR"
     )
     assert found["core_limit"] == [0, 0]
     assert 20 < found["forks"] < 40
