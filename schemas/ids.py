@@ -58,6 +58,24 @@ def variables_key(run: str) -> str:
     return f"variables/{run}"
 
 
+CHECKPOINTS = "checkpoints"
+"""Where the checkpoints of all runs are kept, a folder for each run."""
+
+
+def checkpoints_folder(run: str) -> str:
+    """Name the folder of a run's checkpoints, from its first one to its end."""
+    return f"{CHECKPOINTS}/{run}"
+
+
+def checkpoint_key(run: str, attempt: int) -> str:
+    """Name the object that holds the newest checkpoint of an attempt.
+
+    >>> checkpoint_key("run-custom-20260313-f7e2a1", 2)
+    'checkpoints/run-custom-20260313-f7e2a1/2'
+    """
+    return f"{checkpoints_folder(run)}/{attempt}"
+
+
 def event_id(subject: str, attempt: int, kind: str, sequence: int = 0) -> UUID:
     """Derive the id of an event from what it says: the same fact always gets the same id.
 

@@ -12,6 +12,7 @@ import structlog
 
 from schemas.cloudevents import CloudEvent
 from schemas.events import RunFact
+from schemas.ids import checkpoints_folder
 from schemas.run import Run, evolve
 from services.api.answering import now_utc
 from services.api.events import model_version_created
@@ -20,6 +21,7 @@ from services.api.store_runs import insert_next_version, lock_run, release_model
 from services.api.variables import SealedVariables
 from services.backbone.consumer import Received
 from services.backbone.crash_points import crash_point
+from services.backbone.objects import Objects
 from services.backbone.outbox import enqueue, to_its_topic
 from services.backbone.postgres import Connection
 
@@ -32,6 +34,7 @@ class Handlers:
 
     pool: asyncpg.Pool
     variables: SealedVariables
+    objects: Objects
 
     async def on_run_facts(self, batch: Sequence[Received]) -> None:
         """Fold a batch, each fact in a transaction of its own; events of unknown types do not concern the registry."""
@@ -45,12 +48,20 @@ class Handlers:
             run = await fold(connection, event, fact)
             crash_point("before_fold_commit")
         crash_point("after_fold_commit")
-        if run is not None and run.status.is_end and run.spec.variable_names:
+        if run is not None and run.status.is_end:
+            await self._forget(run)
+
+    async def _forget(self, run: Run) -> None:
+        """Delete what a run needs no more at its end: its variables and its checkpoints."""
+        if run.spec.variable_names:
             crash_point("before_variables_deletion")
             await self.variables.delete(run.run_id)
             crash_point("after_variables_deletion")
             await variables_gone(self.pool, run.run_id)
             crash_point("after_variables_marked")
+        crash_point("before_checkpoints_deletion")
+        await self.objects.delete_below(checkpoints_folder(run.run_id))
+        crash_point("after_checkpoints_deletion")
 
 
 async def fold(connection: Connection, event: CloudEvent, fact: RunFact) -> Run | None:

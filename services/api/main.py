@@ -102,7 +102,7 @@ async def _follow_topics(settings: ApiSettings, context: Context, publisher: Pub
     """Read and relay; requests are accepted without it, since what they begin waits in the outbox."""
     url, health = settings.postgres_url.get_secret_value(), context.health
     broker = Broker(settings, url, SCHEMA, health)
-    handlers = Handlers(context.pool, context.variables)
+    handlers = Handlers(context.pool, context.variables, context.objects)
     facts = Subscription("api.runs", (RUNS.name,), handlers.on_run_facts, GROUP)
     load = Subscription("api.load", (LOAD.name,), context.load.on_load)
     try:

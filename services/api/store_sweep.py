@@ -25,6 +25,7 @@ UNION SELECT pinned ->> 'sha256' FROM runs
     WHERE end_seen_at IS NULL AND pinned ->> 'sha256' = ANY($1::text[])
 """
 OLDEST_OPEN_RUN = "SELECT min(created_at) FROM runs WHERE end_seen_at IS NULL"
+ENDED_RUNS = "SELECT run_id FROM runs WHERE end_seen_at IS NOT NULL AND run_id = ANY($1::text[])"
 HOLDERS = "SELECT run_id FROM runs WHERE run_id = ANY($1::text[])"
 
 
@@ -52,6 +53,11 @@ async def oldest_open_run(executor: Executor) -> datetime | None:
     """
     moment: datetime | None = await executor.fetchval(OLDEST_OPEN_RUN)
     return moment
+
+
+async def ended_runs(executor: Executor, run_ids: Sequence[str]) -> set[str]:
+    """Tell which of these runs have ended."""
+    return {row["run_id"] for row in await executor.fetch(ENDED_RUNS, list(run_ids))}
 
 
 async def known_runs(executor: Executor, run_ids: Sequence[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Sweeping up behind the api: secrets of ended runs, old keys, old outbox rows, objects that nothing refers to.
+"""Sweeping up behind the api: secrets and checkpoints of ended runs, old keys, old outbox rows, unneeded objects.
 
 Whatever a crash left is found here later. Objects go only when they are a day old, so that an upload whose row is not
 committed yet is never touched, and none that was stored since the oldest open run began: it may be an artifact whose
@@ -13,9 +13,17 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import structlog
 
+from schemas.ids import CHECKPOINTS, checkpoints_folder
 from services.api.store import transaction
 from services.api.store_runs import leftover_variables, variables_gone
-from services.api.store_sweep import delete_old_keys, known_runs, needed_digests, oldest_open_run, sweep_outbox
+from services.api.store_sweep import (
+    delete_old_keys,
+    ended_runs,
+    known_runs,
+    needed_digests,
+    oldest_open_run,
+    sweep_outbox,
+)
 from services.api.variables import SealedVariables
 from services.backbone.errors import is_transient
 from services.backbone.objects import ListedObject, Objects
@@ -55,7 +63,20 @@ class Sweeper:
         await delete_old_keys(self.pool)
         async with transaction(self.pool) as connection:
             await sweep_outbox(connection, BATCH)
+        await self._sweep_checkpoints(now - UNREFERENCED_FOR)
         await self._sweep_objects(now - UNREFERENCED_FOR)
+
+    async def _sweep_checkpoints(self, before: datetime) -> None:
+        """Delete what an attempt that was cut off has kept after its run's end; of unknown runs what is old."""
+        newest: dict[str, datetime] = {}
+        async for found in self.objects.listing(CHECKPOINTS):
+            run_id = found.key.split("/")[1]
+            newest[run_id] = max(found.stored_at, newest.get(run_id, found.stored_at))
+        ended, known = await ended_runs(self.pool, list(newest)), await known_runs(self.pool, list(newest))
+        for run_id, stored_at in newest.items():
+            if run_id in ended or (run_id not in known and stored_at < before):
+                await self.objects.delete_below(checkpoints_folder(run_id))
+                log.info("checkpoints_swept", run_id=run_id)
 
     async def _sweep_objects(self, before: datetime) -> None:
         oldest = await oldest_open_run(self.pool)

@@ -6,7 +6,7 @@ Owns keys and streaming; never knows what the bytes mean. Writes become visible 
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -99,6 +99,13 @@ class Objects:
         except BaseError as error:
             raise ObjectUnavailable(str(error)) from error
 
+    async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Store a stream under a key of its own, replacing what was there once all of it has arrived."""
+        try:
+            await obstore.put_async(self._store, key, chunks)
+        except BaseError as error:
+            raise ObjectUnavailable(str(error)) from error
+
     async def put(self, key: str, value: bytes) -> None:
         """Store a small value under a key of its own, replacing what was there."""
         try:
@@ -132,7 +139,7 @@ class Objects:
         except BaseError as error:
             raise ObjectUnavailable(str(error)) from error
 
-    async def stream(self, key: str) -> AsyncIterator[bytes]:
+    async def stream(self, key: str) -> AsyncGenerator[bytes, None]:
         """Read an object in chunks of about a mebibyte; raises like `get`, before the first chunk if it is missing."""
         try:
             result = await obstore.get_async(self._store, key)
@@ -151,6 +158,13 @@ class Objects:
             return
         except BaseError as error:
             raise ObjectUnavailable(str(error)) from error
+
+    async def delete_below(self, prefix: str) -> int:
+        """Remove all objects below a prefix, and tell how many there were."""
+        keys = [found.key async for found in self.listing(prefix)]
+        for key in keys:
+            await self.delete(key)
+        return len(keys)
 
     async def listing(self, prefix: str) -> AsyncIterator[ListedObject]:
         """List the objects below a prefix, such as `objects`."""

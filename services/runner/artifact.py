@@ -1,8 +1,8 @@
 """Takes what a script left at MODEL_OUTPUT_PATH, as bytes that nobody can change any more.
 
-It is called when every process of the container is gone, and still trusts nothing: entries are opened below directory
-descriptors without following links, then asked what they are. Only regular files with one name pass. It must never
-load, unpickle or unpack what it takes.
+`collect` is called when every process of the container is gone, and still trusts nothing: entries are opened below
+directory descriptors without following links, then asked what they are. Only regular files with one name pass.
+`pack_folder` is its walk, for folders of scripts that still run, too. Neither may load, unpickle or unpack anything.
 """
 
 import errno
@@ -60,6 +60,21 @@ class Refused:
 Collection = NoArtifact | Collected | Refused
 
 
+class RefusedError(Exception):
+    """Something is there that must not be taken; unwinds the walk with the reason.
+
+    `what` is the reason without the path, which the script has chosen.
+    """
+
+    def __init__(self, what: str, path: str | None = None) -> None:
+        super().__init__(what if path is None else f"{path!r} {what}")
+        self.what = what
+
+
+class ChangedError(RefusedError):
+    """Somebody writes there just now."""
+
+
 def collect(out_folder: Path, private_file: Path, limits: Limits) -> Collection:
     """Copy the artifact to a private file, its digest taken of the very bytes that were written.
 
@@ -77,7 +92,7 @@ def collect(out_folder: Path, private_file: Path, limits: Limits) -> Collection:
             size_bytes = target.seek(0, os.SEEK_END)
             target.seek(0)
             sha256 = hashlib.file_digest(target, "sha256").hexdigest()
-    except _RefusedError as problem:
+    except RefusedError as problem:
         private_file.unlink()
         return Refused(str(problem))
     finally:
@@ -86,10 +101,6 @@ def collect(out_folder: Path, private_file: Path, limits: Limits) -> Collection:
         private_file.unlink()
         return NoArtifact()
     return Collected(private_file, sha256, size_bytes, kind)
-
-
-class _RefusedError(Exception):
-    """Unwinds the walk with the reason."""
 
 
 def _exists(out: int) -> bool:
@@ -105,12 +116,29 @@ def _take(out: int, target: BinaryIO, limits: Limits) -> Literal["file", "folder
     with _entry(out, NAME, NAME) as (descriptor, about):
         if stat.S_ISREG(about.st_mode):
             _check_file(descriptor, about, NAME, limits.max_bytes)
-            _copy(descriptor, about.st_size, target)
+            _copy(descriptor, about, NAME, target)
             return "file"
-        with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
-            walk = _Walk(tar, limits)
-            walk.add_folder(descriptor, "", 1)
-        return "folder" if walk.files else None
+        return "folder" if pack_folder(descriptor, target, limits) else None
+
+
+def pack_folder(folder: int, target: BinaryIO, limits: Limits, *, keep_times: bool = False) -> int:
+    """Put what is in a folder, by its descriptor, into a tar; returns how many files that are.
+
+    Args:
+        folder: opened for reading; it stays open.
+        target: where the tar goes.
+        limits: how large it may be.
+        keep_times: give each file the second at which it was last written.
+
+    Raises:
+        ChangedError: a file changed or went away while it was read.
+        RefusedError: something is there that is neither a regular file nor a folder, or it is too large.
+        OSError: it could not be read or written.
+    """
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+        walk = _Walk(tar, limits, keep_times)
+        walk.add_folder(folder, "", 1)
+    return walk.files
 
 
 @dataclass
@@ -119,13 +147,14 @@ class _Walk:
 
     tar: tarfile.TarFile
     limits: Limits
+    keep_times: bool
     entries: int = 0
     files: int = 0
     size_bytes: int = 0
 
     def add_folder(self, folder: int, prefix: str, depth: int) -> None:
         if depth > self.limits.max_depth:
-            raise _RefusedError(f"folders are nested deeper than {self.limits.max_depth}")
+            raise RefusedError(f"folders are nested deeper than {self.limits.max_depth}")
         for name in self._names(folder):
             path = prefix + name
             with _entry(folder, name, path) as (descriptor, about):
@@ -140,7 +169,7 @@ class _Walk:
             names = [entry.name for entry in islice(found, self.limits.max_files - self.entries + 1)]
         self.entries += len(names)
         if self.entries > self.limits.max_files:
-            raise _RefusedError(f"more than {self.limits.max_files} files")
+            raise RefusedError(f"more than {self.limits.max_files} files")
         return sorted(names)
 
     def _add_file(self, descriptor: int, about: os.stat_result, path: str) -> None:
@@ -149,7 +178,9 @@ class _Walk:
         self.size_bytes += about.st_size
         member = _member(path, tarfile.REGTYPE, 0o644)
         member.size = about.st_size
-        with open(descriptor, "rb", closefd=False) as source:
+        if self.keep_times:
+            member.mtime = int(about.st_mtime)
+        with open(descriptor, "rb", closefd=False) as source, _unchanged(descriptor, about, path):
             self.tar.addfile(member, source)
 
 
@@ -160,34 +191,43 @@ def _member(path: str, kind: bytes, mode: int) -> tarfile.TarInfo:
     return member
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be shown and written as UTF-8: no control characters, no bytes that are no text."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+
+
 @contextmanager
 def _entry(parent: int, name: str, path: str) -> Iterator[tuple[int, os.stat_result]]:
     """Open a regular file or a folder; anything else is refused."""
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        raise _RefusedError(f"the name {path!r} is not text")
+    if not is_text(name):
+        raise RefusedError("has a name that is not text", path)
     try:
         descriptor = os.open(name, _OPEN, dir_fd=parent)
     except OSError as problem:
+        if problem.errno == errno.ENOENT:
+            raise ChangedError("went away while it was read", path) from problem
         if problem.errno not in (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM):
             raise
         what = "is a symbolic link" if problem.errno == errno.ELOOP else "is no file that can be read"
-        raise _RefusedError(f"{path!r} {what}") from problem
+        raise RefusedError(what, path) from problem
     try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
-            raise _RefusedError(f"{path!r} is neither a regular file nor a folder")
+            raise RefusedError("is neither a regular file nor a folder", path)
         yield descriptor, about
     finally:
         os.close(descriptor)
 
 
 def _check_file(descriptor: int, about: os.stat_result, path: str, max_bytes: int) -> None:
+    if about.st_nlink == 0:
+        raise ChangedError("was replaced while it was opened", path)
     if about.st_nlink != 1:
-        raise _RefusedError(f"{path!r} is a hard link")
+        raise RefusedError("is a hard link", path)
     if about.st_size > max_bytes:
-        raise _RefusedError("larger than an artifact may be")
+        raise RefusedError("larger than it may be")
     if about.st_size >= _SPARSE_FROM_BYTES and _hole_bytes(descriptor, about.st_size) > about.st_size // 2:
-        raise _RefusedError(f"{path!r} is a sparse file")
+        raise RefusedError("is a sparse file", path)
 
 
 def _hole_bytes(descriptor: int, size: int) -> int:
@@ -206,8 +246,21 @@ def _hole_bytes(descriptor: int, size: int) -> int:
     return holes
 
 
-def _copy(descriptor: int, size: int, target: BinaryIO) -> None:
-    with open(descriptor, "rb", closefd=False) as source:
+def _copy(descriptor: int, about: os.stat_result, path: str, target: BinaryIO) -> None:
+    with open(descriptor, "rb", closefd=False) as source, _unchanged(descriptor, about, path):
         shutil.copyfileobj(source, target)
-    if target.tell() != size:
-        raise _RefusedError("it changed while it was read")
+
+
+@contextmanager
+def _unchanged(descriptor: int, before: os.stat_result, path: str) -> Iterator[None]:
+    """See that a file stays as it is for the length of a block, whatever else goes wrong in it."""
+    try:
+        yield
+    finally:
+        after = os.fstat(descriptor)
+        if _state(after) != _state(before):
+            raise ChangedError("changed while it was read", path)
+
+
+def _state(about: os.stat_result) -> tuple[int, int, int]:
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns

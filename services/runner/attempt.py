@@ -20,6 +20,7 @@ from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.events import Aftermath, Pen
 from services.runner.frames import End, Log
 from services.runner.journal import Entry, State
+from services.runner.keeping import Keeper
 from services.runner.outcome import MESSAGE_CHARACTERS, Cause, Conclusion, Ended, Evidence, Exit, Lost, conclude
 from services.runner.output import Batches, OutputPublisher
 from services.runner.packages import RequirementsTold, Told
@@ -54,6 +55,8 @@ class Attempt:
             around.may_tell,
         )
         self._setting_up = SettingUp(entry, queued, around, self._stopping)
+        out = self._setting_up.folder.out
+        self._keeper = Keeper(entry.ref, out, around.checkpoints, around.limits.checkpoint_every_s)
         self._log = log.bind(run_id=entry.ref.run_id, attempt=entry.ref.attempt)
 
     def stop(self) -> None:
@@ -69,12 +72,10 @@ class Attempt:
         state: ContainerState | None = None
         try:
             state = await self._container()
-            if state is None:
-                conclusion = self._conclude(None, NoArtifact())
-            else:
+            if state is not None:
                 state = await self._watch(state)
                 crash_point("after_container_over")
-                conclusion = await self._conclude_with_artifact(state)
+            conclusion = await self._conclude_with_artifact(state)
         except GivenUp as problem:
             conclusion = problem.lost
         except RequirementsTold as problem:
@@ -122,7 +123,8 @@ class Attempt:
     async def _watch(self, state: ContainerState) -> ContainerState | None:
         spec = self._queued.spec
         watch = Watch(self._setting_up, self._around, self._output, self._on_cause, spec.grace_s + MARGIN_S)
-        over = await watch.until_over(state, spec.timeout_s, self._stopping)
+        async with self._keeper.while_it_runs():
+            over = await watch.until_over(state, spec.timeout_s, self._stopping)
         await self._around.same_cluster()  # while the container is there, its output can be told to another one again
         return over
 
@@ -133,6 +135,9 @@ class Attempt:
 
     async def _conclude_with_artifact(self, state: ContainerState | None) -> Conclusion:
         first = self._conclude(state, NoArtifact())
+        if isinstance(first, Lost):
+            await self._keeper.keep_last()
+            return self._conclude(state, NoArtifact())  # it may have been told to stop meanwhile
         if not isinstance(first, Ended) or first.status is not RunStatus.SUCCEEDED:
             return first
         return self._conclude(state, await self._collect())

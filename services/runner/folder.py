@@ -67,7 +67,8 @@ class Orders:
     """What the shim is told: which script, with what, for how long.
 
     `variables` are the script's own; they reach it byte for byte, stand nowhere but in the slot, and are masked in all
-    that is told of the script. `grace_s` is the time between SIGTERM and SIGKILL.
+    that is told of the script. `grace_s` is the time between SIGTERM and SIGKILL. `resume` says that an earlier
+    attempt's checkpoint lies in the checkpoint folder.
     """
 
     run_id: str
@@ -82,6 +83,7 @@ class Orders:
     max_lines_per_s: int = 2000
     max_bytes_per_s: int = 4 * 1024 * 1024
     has_packages: bool = False
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,10 @@ def environment(orders: Orders) -> dict[str, str]:
         "MODEL_OUTPUT_PATH": f"{MOUNTED_AT}/out/model",
         "METRICS_PATH": f"{MOUNTED_AT}/out/metrics.jsonl",
         "FAILURE_PATH": f"{MOUNTED_AT}/out/failure",
+        "CHECKPOINT_PATH": f"{MOUNTED_AT}/out/checkpoint",
         "RUN_ID": orders.run_id,
         "ATTEMPT": str(orders.attempt),
+        "RESUME": "1" if orders.resume else "0",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -27,7 +27,9 @@ from services.backbone.service import run_parts, run_service
 from services.backbone.telemetry import configure_logs
 from services.backbone.watchdog import watch_loop
 from services.runner import quota, seccomp
+from services.runner.artifact import Limits
 from services.runner.cache import Cache
+from services.runner.checkpoint_store import CheckpointStore
 from services.runner.delivery import Delivery
 from services.runner.dispatch import Dispatch, partition_of
 from services.runner.engine import PART as ENGINE
@@ -164,6 +166,7 @@ def wire(settings: RunnerSettings) -> Runner:
         engine=engine,
         supplies=supplies,
         packages=_packages(settings, engine, supplies.cache, journal.runner_id),
+        checkpoints=_checkpoints(settings, supplies),
         publisher=publisher,
         changed=changed,
         may_start=asyncio.Event(),
@@ -221,6 +224,11 @@ def _packages(settings: RunnerSettings, engine: Engine, objects: Cache, runner_i
     )
 
 
+def _checkpoints(settings: RunnerSettings, supplies: Supplies) -> CheckpointStore:
+    limits = Limits(settings.max_checkpoint_bytes)
+    return CheckpointStore(supplies.objects, supplies.keys, settings.work_dir / "checkpoints", limits)
+
+
 def _limits(settings: RunnerSettings, runner_id: str) -> RunLimits:
     root = os.geteuid() == 0
     first = Owner(os.geteuid(), os.getegid())
@@ -228,6 +236,7 @@ def _limits(settings: RunnerSettings, runner_id: str) -> RunLimits:
         uid = settings.run_uid_base or first_uid_of(runner_id)
         first = Owner(uid, uid)
     return RunLimits(
+        checkpoint_every_s=settings.checkpoint_every_s,
         max_artifact_bytes=settings.max_artifact_bytes,
         max_output_bytes=settings.max_output_bytes,
         max_line_bytes=settings.max_line_bytes,

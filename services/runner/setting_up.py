@@ -7,11 +7,11 @@ A stop order ends the waiting at once, and nothing starts after it.
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import structlog
 
@@ -19,7 +19,8 @@ from schemas.events import RunQueued
 from schemas.reason import Reason
 from services.backbone.crash_points import crash_point
 from services.backbone.publisher import Publisher
-from services.runner import folder, quota
+from services.runner import checkpoint, folder, quota
+from services.runner.checkpoint_store import CheckpointStore
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
 from services.runner.folder import Orders, Owner, RunFolder
@@ -48,6 +49,7 @@ Result = TypeVar("Result")
 class RunLimits:
     """What every run on this runner gets, beside its own compute."""
 
+    checkpoint_every_s: float
     max_artifact_bytes: int
     max_output_bytes: int
     max_line_bytes: int
@@ -82,6 +84,7 @@ class Surroundings:
     engine: Engine
     supplies: Supplies
     packages: Packages
+    checkpoints: CheckpointStore
     publisher: Publisher
     changed: Callable[[], None] = field(repr=False)
     may_start: asyncio.Event = field(repr=False)
@@ -152,16 +155,21 @@ class SettingUp:
         spec = self._queued.spec
         variables = await self._unless_stopped(self._around.supplies.variables(self._entry.ref.run_id, spec))
         await self._unless_stopped(self._around.supplies.fetch(spec))
-        async with self._installed(image) as packages:
-            async with self._around.supplies.files(spec) as contents:
-                orders = self._orders(variables, has_packages=packages is not None)
-                try:
-                    await asyncio.to_thread(folder.prepare, self.folder, orders, contents, self._owner())
-                except ValueError as error:
-                    raise EngineRefused(str(error)) from error
+        async with AsyncExitStack() as held:
+            kept = await self._unless_stopped(
+                held.enter_async_context(self._around.checkpoints.before(self._entry.ref))
+            )
+            packages = await held.enter_async_context(self._installed(image))
+            contents = await held.enter_async_context(self._around.supplies.files(spec))
+            orders = self._orders(variables, has_packages=packages is not None, resume=kept is not None)
+            try:
+                await asyncio.to_thread(folder.prepare, self.folder, orders, contents, self._owner())
+            except ValueError as error:
+                raise EngineRefused(str(error)) from error
             if packages is not None:
                 self._around.packages.cache.use(self.folder.path, packages.key)
-        await self._bound_out()
+            await self._bound_out()
+            await self._lay_out_checkpoint(kept)
 
     @asynccontextmanager
     async def _installed(self, image: str) -> AsyncIterator[PackageSet | None]:
@@ -194,6 +202,16 @@ class SettingUp:
         except OSError as error:
             raise GivenUp(Lost(Reason.DISK_FULL, f"the output folder cannot be mounted: {error}")) from error
 
+    async def _lay_out_checkpoint(self, kept: BinaryIO | None) -> None:
+        limits = self._around.checkpoints.limits
+        try:
+            await asyncio.to_thread(checkpoint.lay_out, self.folder.out, kept, self._owner(), limits)
+        except OSError as error:
+            lost = Lost(Reason.DISK_FULL, f"the checkpoint could not be laid out: {error.strerror}")
+            raise GivenUp(lost) from error
+        if kept is not None:
+            crash_point("after_checkpoint_restored")
+
     async def _image(self) -> str:
         engine = self._around.engine
         return await engine.ask(lambda _: image_of(self._queued.spec.runtime), PATIENCE_S)
@@ -218,7 +236,7 @@ class SettingUp:
             stopped.cancel()
             await asyncio.gather(working, stopped, return_exceptions=True)
 
-    def _orders(self, variables: dict[str, str], *, has_packages: bool) -> Orders:
+    def _orders(self, variables: dict[str, str], *, has_packages: bool, resume: bool) -> Orders:
         spec, limits = self._queued.spec, self._around.limits
         return Orders(
             run_id=self._entry.ref.run_id,
@@ -233,6 +251,7 @@ class SettingUp:
             max_lines_per_s=limits.max_lines_per_s,
             max_bytes_per_s=limits.max_bytes_per_s,
             has_packages=has_packages,
+            resume=resume,
         )
 
     def _sandbox_spec(self, image: str) -> SandboxSpec:

@@ -39,6 +39,8 @@ class RunnerSettings(ServiceSettings):
     )
     max_out_files: int = Field(default=200_000, ge=16, description="the same in files and folders")
     loop_quota: bool = Field(default=True, description="false where the engine does not see what the runner mounts")
+    max_checkpoint_bytes: int = Field(default=2 << 30, ge=1)
+    checkpoint_every_s: float = Field(default=10.0, gt=0, description="between two looks at a run's checkpoint folder")
     max_output_bytes: int = Field(default=64 << 20, ge=1)
     max_line_bytes: int = Field(default=16 << 10, ge=1)
     max_lines_per_s: int = Field(default=2000, ge=1, description="of a run's log; ten seconds' worth may come at once")

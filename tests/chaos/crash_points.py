@@ -59,7 +59,11 @@ async def campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario] = SC
 
 async def _campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario], index_url: str) -> Outcome:
     began = time.monotonic()
-    environment = {"RUNYARD_SWEEP_EVERY_S": "2", "RUNYARD_PACKAGE_INDEX_URL": index_url}
+    environment = {
+        "RUNYARD_SWEEP_EVERY_S": "2",
+        "RUNYARD_CHECKPOINT_EVERY_S": "0.5",
+        "RUNYARD_PACKAGE_INDEX_URL": index_url,
+    }
     options = ChaosOptions(lease_s=LEASE_S, environment=environment, environment_of=armed_in(folder / "armed"))
     async with chaos_system(folder / "system", options) as chaos:
         armory, book, observer = Armory(chaos, folder / "armed"), Book(folder / "told.jsonl"), Observer()

@@ -101,6 +101,13 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("timed out", scenes.timed_out, _at("runner", "after_limit_journaled")),
     Scenario("stuck", scenes.stuck, _at("runner", "before_backstop_kill after_backstop_kill")),
     Scenario("container lost", scenes.container_lost, _DECISIONS + _at("runner", "after_end_journaled")),
+    Scenario("kept", scenes.went_on, _at("runner", "before_checkpoint_upload after_checkpoint_upload")),
+    Scenario(
+        "went on",
+        scenes.went_on,
+        _at("runner", "after_checkpoint_restored")
+        + _at("api", "before_checkpoints_deletion after_checkpoints_deletion"),
+    ),
     Scenario("repeated", scenes.repeated, _at("runner", "after_end_put_back")),
     Scenario("revoked unseen", scenes.revoked_unseen, _at("runner", "after_refusal_journaled")),
     Scenario(

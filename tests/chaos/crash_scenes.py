@@ -21,7 +21,7 @@ from aiokafka import AIOKafkaConsumer
 
 from schemas.cloudevents import CloudEvent, encode
 from schemas.events import RunQueued, RunRevoked
-from schemas.ids import event_id
+from schemas.ids import checkpoints_folder, event_id
 from schemas.reason import Reason
 from schemas.topics import DEAD_LETTERS, DISPATCH, RUNS
 from services.backbone.publisher import Outgoing, Publisher
@@ -200,6 +200,23 @@ async def container_lost(stage: Stage) -> None:
             [container] = engine.containers.list(filters={"label": f"{RUN_LABEL}={told.run_id}"})
             began = time.time()
             container.kill()
+        stage.armory.halts.append(Outage("engine", "killed", began, time.time()))
+        run = await ends(client, told, "succeeded", None)
+        assert run["attempt"] >= 2, run
+
+
+async def went_on(stage: Stage) -> None:
+    """A run that waits, once it has kept a checkpoint, for its container to be killed: its next attempt goes on."""
+    async with stage.submitter() as client:
+        told = await client.submit(stage.order("goes_on"))
+        kept = stage.chaos.data_dir.path / "objects" / checkpoints_folder(str(told.run_id))
+        await eventually(
+            "a checkpoint is to be kept", lambda: [path for path in kept.glob("*") if "#" not in path.name]
+        )
+        began = time.time()
+        with contextlib.closing(docker.from_env()) as engine:
+            for container in engine.containers.list(filters={"label": f"{RUN_LABEL}={told.run_id}"}):
+                container.kill()
         stage.armory.halts.append(Outage("engine", "killed", began, time.time()))
         run = await ends(client, told, "succeeded", None)
         assert run["attempt"] >= 2, run

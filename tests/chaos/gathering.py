@@ -83,7 +83,7 @@ async def open_runs(chaos: Chaos, book: Book) -> list[str]:
 def let_a_day_pass(chaos: Chaos) -> None:
     """Make what killed uploads and refused submissions left look a day old, which is when the api sweeps it."""
     moment = time.time() - 2 * 24 * 3600
-    for kind in ("uploads", "variables"):
+    for kind in ("uploads", "variables", "checkpoints"):
         for path in (chaos.data_dir.path / "objects" / kind).rglob("*"):
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path, (moment, moment))
@@ -276,11 +276,12 @@ def _stored_digest(chaos: Chaos, sha256: str) -> str | None:
 
 
 async def _leftovers(chaos: Chaos) -> list[str]:
-    """Find what no run needs any more, in words: containers, volumes, mounts, folders, uploads, sealed variables."""
+    """Find what no run needs any more, in words: containers, volumes, mounts, folders, objects of ended runs."""
     places = [place for name in RUNNERS for place in (chaos.work_dir(name) / "runs", chaos.slots(name))]
     folders = [path for place in places for path in place.glob("*")]
     objects = chaos.data_dir.path / "objects"
-    parts = [path for kind in ("uploads", "variables") for path in (objects / kind).rglob("*") if path.is_file()]
+    kinds = ("uploads", "variables", "checkpoints")
+    parts = [path for kind in kinds for path in (objects / kind).rglob("*") if path.is_file()]
     return [
         *await asyncio.to_thread(_containers, chaos),
         *_mounts(chaos),

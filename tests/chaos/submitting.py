@@ -37,6 +37,15 @@ with open(os.environ["METRICS_PATH"], "a") as metrics:
 with open(os.environ["FAILURE_PATH"], "w") as failure:
     print("could not log in with", key, file=failure)
 """
+GOES_ON = """
+import os, pathlib, time
+state = pathlib.Path(os.environ["CHECKPOINT_PATH"]) / "state"
+if os.environ["RESUME"] == "0":
+    state.with_suffix(".new").write_text("half of the way")
+    state.with_suffix(".new").replace(state)
+    time.sleep(600)
+assert state.read_text() == "half of the way"
+"""
 SCRIPTS: dict[str, str] = {
     "model": NAP.format(seconds=0.3) + WRITE,
     "talks": METRICS + NAP.format(seconds=0.5) + WRITE,
@@ -46,6 +55,7 @@ SCRIPTS: dict[str, str] = {
     "times_out": NAP.format(seconds=600),
     "long": METRICS + NAP.format(seconds=15) + WRITE,
     "cancelled": NAP.format(seconds=30) + WRITE,
+    "goes_on": GOES_ON + WRITE,
 }
 WEIGHTS = {"model": 8, "talks": 4, "no_artifact": 3, "secret": 3, "fails": 3, "times_out": 2, "long": 2, "cancelled": 2}
 TIMEOUTS_S = {"times_out": 6, "cancelled": 60}

@@ -161,7 +161,7 @@ async def scene_on(database: Database, folder: Path) -> AsyncIterator[Scene]:
         async with client_of(context) as http:
             yield Scene(
                 context=context,
-                handlers=Handlers(pool, context.variables),
+                handlers=Handlers(pool, context.variables, context.objects),
                 sweeper=Sweeper(pool, context.objects, context.variables),
                 http=http,
                 auditor=AuditorHandlers(ledger, epoch),

@@ -211,7 +211,7 @@ def _parts(scene: Scene, publisher: Publisher, database: Database) -> list[Await
     scheduler = SchedulerSettings(
         postgres_url=SecretStr(database.scheduler_url), heartbeat_s=0.5, tick_s=0.2, load_interval_s=0.5, **shared
     )
-    handlers = Handlers(scene.api.context.pool, scene.api.context.variables)
+    handlers = Handlers(scene.api.context.pool, scene.api.context.variables, scene.api.context.objects)
 
     async def on_load(batch: Sequence[Received]) -> None:
         await scene.load_view.on_load(batch)

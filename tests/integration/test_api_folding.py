@@ -8,7 +8,7 @@ import pytest
 
 from schemas.cloudevents import UnknownEvent
 from schemas.events import ModelVersionCreated, RunSucceeded
-from schemas.ids import event_id
+from schemas.ids import checkpoint_key, checkpoints_folder, event_id
 from schemas.reason import Reason
 from services.api.handlers import Handlers
 from services.backbone.consumer import Received
@@ -140,6 +140,18 @@ async def test_variables_are_gone_at_the_end_and_their_names_stay(
     assert (await api.get(f"models/{model_id}/runs/{run_id}"))["environment_vars"] == {"LEARNING_RATE": None}
 
 
+@pytest.mark.parametrize("end", [succeeded, failed, cancelled], ids=["succeeded", "failed", "cancelled"])
+async def test_checkpoints_outlive_a_lost_attempt_and_are_gone_at_the_end(api: Api, run_id: str, end: Any) -> None:
+    await api.fold(queued(run_id=run_id), started(run_id=run_id))
+    others = checkpoint_key(f"{run_id}0", 1)
+    for key in (checkpoint_key(run_id, 1), checkpoint_key(run_id, 2), others):
+        await api.context.objects.put(key, b"kept")
+    await api.fold(requeued(run_id=run_id), end(attempt=1, run_id=run_id))
+    assert len(await api.held(checkpoints_folder(run_id))) == 2
+    await api.fold(queued(2, run_id), started(2, run_id), end(attempt=2, run_id=run_id))
+    assert await api.held("checkpoints") == {others}
+
+
 async def test_a_lost_attempt_keeps_the_variables_and_the_claim(api: Api, model_id: str, run_id: str) -> None:
     await api.fold(queued(run_id=run_id), started(run_id=run_id), requeued(run_id=run_id))
     assert await api.has_variables(run_id)
@@ -181,6 +193,6 @@ async def test_strangers_runs_and_unknown_types_are_passed_over(api: Api, run_id
     before = await state(api)
     await api.fold(requested("run-of-nobody"), succeeded(run_id="run-of-nobody"))
     unknown = UnknownEvent(event_id(run_id, 1, "x"), "/newer", "runyard.run.paused.v7", run_id, at(1), b"{}")
-    handlers = Handlers(api.context.pool, api.context.variables)
+    handlers = Handlers(api.context.pool, api.context.variables, api.context.objects)
     await handlers.on_run_facts([Received("runyard.runs", 0, 1, unknown, b"{}")])
     assert await state(api) == before

@@ -84,7 +84,7 @@ class Api:
 
     async def fold(self, *facts: Any) -> None:
         """Hand events to the api's handler, as its consumer would."""
-        await Handlers(self.context.pool, self.context.variables).on_run_facts(batch(*facts))
+        await Handlers(self.context.pool, self.context.variables, self.context.objects).on_run_facts(batch(*facts))
 
     @property
     def sweeper(self) -> Sweeper:

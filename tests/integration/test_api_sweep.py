@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.ids import checkpoint_key
 from tests import life_of_a_run as life
 from tests.integration.api_scene import Scene, scene_on
 from tests.integration.conftest import Database
@@ -82,6 +83,19 @@ async def test_variables_that_a_crash_left_behind_are_deleted(scene: Scene) -> N
     await scene.admin.execute("UPDATE registry.runs SET variables_held = true")
     await scene.sweeper.sweep(datetime.now(UTC))
     assert not list(scene.objects_folder.glob("variables/*"))
+
+
+async def test_checkpoints_that_come_after_the_end_are_deleted_and_those_of_open_runs_never(scene: Scene) -> None:
+    ended = await scene.accepted(await scene.model())
+    await scene.happen(life.cancelled(run_id=ended))
+    is_open = await scene.accepted(await scene.model())
+    for run_id in (ended, is_open, "run-of-nobody"):
+        await scene.context.objects.put(checkpoint_key(run_id, 1), b"kept")
+    await scene.sweeper.sweep(datetime.now(UTC))
+    assert {path.parent.name for path in scene.objects_folder.glob("checkpoints/*/*")} == {is_open, "run-of-nobody"}
+    age(scene, 2 * DAY)
+    await scene.sweeper.sweep(datetime.now(UTC))
+    assert {path.parent.name for path in scene.objects_folder.glob("checkpoints/*/*")} == {is_open}
 
 
 async def test_keys_and_sent_events_go_after_seven_days_and_unsent_ones_stay(scene: Scene) -> None:

@@ -76,6 +76,28 @@ async def test_a_value_is_put_replaced_and_deleted_once_or_twice(objects: Object
         await objects.get("variables/run-a")
 
 
+async def test_a_stream_replaces_what_was_there_whole_or_not_at_all(objects: Objects, tmp_path: Path) -> None:
+    async def breaks() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise TooLarge
+
+    await objects.put_stream("checkpoints/run-a/1", _chunks(b"o", b"ne"))
+    with pytest.raises(TooLarge):
+        await objects.put_stream("checkpoints/run-a/1", breaks())
+    assert await _read(objects, "checkpoints/run-a/1") == b"one"
+    await objects.put_stream("checkpoints/run-a/1", _chunks(b"two"))
+    assert await _read(objects, "checkpoints/run-a/1") == b"two"
+    assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == ["1"]
+
+
+async def test_all_below_a_prefix_goes_and_nothing_beside_it(objects: Objects) -> None:
+    for key in ("checkpoints/run-a/1", "checkpoints/run-a/2", "checkpoints/run-ab/1"):
+        await objects.put(key, b"kept")
+    assert await objects.delete_below("checkpoints/run-a") == 2
+    assert await objects.delete_below("checkpoints/run-a") == 0
+    assert [found.key async for found in objects.listing("checkpoints")] == ["checkpoints/run-ab/1"]
+
+
 DIES_HALF_WAY = """
 import asyncio, os, signal, sys
 from services.backbone.objects import Objects

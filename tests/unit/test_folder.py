@@ -132,6 +132,19 @@ def test_only_a_run_with_packages_finds_them_on_its_path() -> None:
     assert environment(with_packages)["PYTHONPATH"] == "/runyard/packages/site"
 
 
+@pytest.mark.parametrize(("resume", "told"), [(False, "0"), (True, "1")])
+def test_a_script_is_told_where_to_keep_checkpoints_which_attempt_it_is_and_whether_to_resume(
+    resume: bool, told: str
+) -> None:
+    variables = {"RESUME": "forged", "ATTEMPT": "9", "CHECKPOINT_PATH": "/nowhere"}
+    found = environment(Orders("run-1", 2, "train.py", "a.csv", variables, deadline_s=1, resume=resume))
+    assert {name: found[name] for name in variables} == {
+        "RESUME": told,
+        "ATTEMPT": "2",
+        "CHECKPOINT_PATH": "/runyard/out/checkpoint",
+    }
+
+
 def test_a_tree_of_any_depth_goes(folder: RunFolder) -> None:
     here = os.open(folder.out, os.O_RDONLY)
     for _ in range(3000):
