@@ -108,9 +108,9 @@ class Attempt:
         return state
 
     async def _watch(self, state: ContainerState) -> ContainerState | None:
-        limit_s = self._queued.spec.timeout_s
-        watch = Watch(self._setting_up.name, self._around, self._output, self._on_timeout)
-        over = await watch.until_over(state, limit_s, self._stopping)
+        spec = self._queued.spec
+        watch = Watch(self._setting_up.name, spec.metric_definitions, self._around, self._output, self._on_timeout)
+        over = await watch.until_over(state, spec.timeout_s, self._stopping)
         await self._around.same_cluster()  # while the container is there, its output can be told to another one again
         return over
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from services.runner import shim
+from services.runner import plugins, shim
 
 PYTHON = "/opt/python/bin/python3"
 """Where every runtime image has its interpreter."""
 MOUNTED_AT = "/runyard"
 SCRATCH = "/tmp"  # noqa: S108 - a tmpfs of the container's own
+PLUGINS = f"{MOUNTED_AT}/slot/plugins"
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -33,7 +34,7 @@ class RunFolder:
 
     @property
     def slot(self) -> Path:
-        """What the shim reads: itself and its orders."""
+        """What the shim reads: itself and its orders; and plugins for what the script imports."""
         return self.path / "slot"
 
     @property
@@ -103,8 +104,9 @@ def prepare(folder: RunFolder, orders: Orders, contents: Contents, owner: Owner)
     _fill(folder.data, contents.data)
     shutil.copyfile(shim.__file__, folder.slot / "shim.py")
     (folder.slot / "spec.json").write_text(json.dumps(shim_spec(orders)), encoding="utf-8")
-    for path in (folder.slot / "shim.py", folder.slot / "spec.json", folder.slot, folder.out):
-        path.chmod(0o700 if path == folder.out else 0o500 if path == folder.slot else 0o400)
+    laid = plugins.lay_out(folder.slot / "plugins")
+    for path in (folder.slot / "shim.py", folder.slot / "spec.json", *laid, folder.slot, folder.out):
+        path.chmod(0o700 if path == folder.out else 0o500 if path.is_dir() else 0o400)
         if os.geteuid() == 0:
             os.chown(path, owner.uid, owner.gid)
 
@@ -130,13 +132,16 @@ def environment(orders: Orders) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "HOME": SCRATCH,
         "TMPDIR": SCRATCH,
+        **plugins.variables(SCRATCH),
     }
+    own_path = orders.variables.get("PYTHONPATH")
     promised = {
         "DATASET_PATH": f"{MOUNTED_AT}/data/{orders.dataset_filename}",
         "MODEL_OUTPUT_PATH": f"{MOUNTED_AT}/out/model",
         "METRICS_PATH": f"{MOUNTED_AT}/out/metrics.jsonl",
         "RUN_ID": orders.run_id,
         "ATTEMPT": str(orders.attempt),
+        "PYTHONPATH": f"{own_path}:{PLUGINS}" if own_path else PLUGINS,
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

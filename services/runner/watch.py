@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, repeat
 
+import structlog
+
+from schemas.parts import MetricDefinition
 from services.backbone.crash_points import crash_point
+from services.runner.definitions import Meter
 from services.runner.errors import EngineRefused
 from services.runner.following import Following
 from services.runner.output import OutputPublisher
@@ -23,12 +27,15 @@ FIRST_POLLS_S, LATER_POLLS_S = (0.01, 0.02, 0.05, 0.1, 0.2), 0.5
 MARGIN_S = 5.0
 """How much longer than the grace period the shim may take before the whole container is killed."""
 
+log = structlog.get_logger()
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One container, by name."""
+    """One container, by name; `definitions` say which metrics are looked for in its log."""
 
     name: str
+    definitions: tuple[MetricDefinition, ...]
     around: Surroundings
     output: OutputPublisher
     on_timeout: Callable[[], None]
@@ -83,8 +90,9 @@ class Watch:
     async def _follow_once(self, state: ContainerState | None) -> None:
         if state is None:
             return
+        meter = Meter(self.definitions, self.around.limits.max_output_bytes)
         try:
-            following = Following(await self.around.engine.ask(lambda sandbox: sandbox.follow(self.name)))
+            following = Following(await self.around.engine.ask(lambda sandbox: sandbox.follow(self.name)), meter)
         except EngineRefused:  # it was removed just now; whoever asks for its state will see
             return
         try:
@@ -95,11 +103,13 @@ class Watch:
                 if self.output.batches.timed_out and not timed_out:
                     self.on_timeout()
                 await self.output.send_all()
-                if not frames and _is_over(await self._state()):
+                if not frames and not following.measuring and _is_over(await self._state()):
                     return  # the stream hangs: the log is read once more
                 await _wait_for(following.pressing, FLUSH_EVERY_S)
         finally:
             following.close()
+            if meter.exhausted:
+                log.warning("metrics_left_out", container=self.name)
 
     async def _wait_until_over(self) -> ContainerState | None:
         """The shim has said its last word: the container is about to be over, and is killed if it is not."""

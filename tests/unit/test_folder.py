@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,11 @@ def test_only_out_belongs_to_the_script_and_secrets_are_for_its_eyes_only(folder
         "slot": 0o500,
         "shim.py": 0o400,
         "spec.json": 0o400,
+        "plugins": 0o500,
+        "runyard_mlflow.py": 0o400,
+        "runyard_mlflow-1.dist-info": 0o500,
+        "METADATA": 0o400,
+        "entry_points.txt": 0o400,
         "code": 0o755,
         "train.py": 0o444,
         "data": 0o755,
@@ -42,7 +49,7 @@ def test_only_out_belongs_to_the_script_and_secrets_are_for_its_eyes_only(folder
         "out": 0o700,
     }
     owners = {path.name for path in folder.path.rglob("*") if path.stat().st_uid == OWNER.uid}
-    assert owners >= {"slot", "shim.py", "spec.json", "out"}
+    assert owners >= {"slot", "shim.py", "spec.json", "out", "plugins", "runyard_mlflow.py", "entry_points.txt"}
     assert json.loads((folder.slot / "spec.json").read_text())["environment"]["SECRET"] == "a\nb"
 
 
@@ -66,6 +73,20 @@ def test_what_is_promised_wins_over_the_scripts_variables_and_those_over_default
     assert found["RUN_ID"] == "run-1"
     assert found["MODEL_OUTPUT_PATH"] == "/runyard/out/model"
     assert found["DATASET_PATH"] == "/runyard/data/a b.csv"
+
+
+def test_mlflow_finds_our_store_unless_the_script_s_variables_say_otherwise(folder: RunFolder) -> None:
+    ours = environment(ORDERS)
+    assert ours["MLFLOW_TRACKING_URI"] == "runyard:///tmp/mlflow"
+    assert (ours["MLFLOW_ALLOW_FILE_STORE"], ours["PYTHONPATH"]) == ("true", "/runyard/slot/plugins")
+    theirs = environment(replace(ORDERS, variables={"MLFLOW_TRACKING_URI": "file:///tmp/m", "PYTHONPATH": "/tmp/a"}))
+    assert (theirs["MLFLOW_TRACKING_URI"], theirs["PYTHONPATH"]) == ("file:///tmp/m", "/tmp/a:/runyard/slot/plugins")
+    [distribution] = metadata.distributions(path=[str(folder.slot / "plugins")])
+    assert (distribution.metadata["Name"], distribution.version) == ("runyard_mlflow", "1")
+    assert {(point.group, point.name, point.value) for point in distribution.entry_points} == {
+        ("mlflow.tracking_store", "runyard", "runyard_mlflow:tracking_store"),
+        ("mlflow.model_registry_store", "runyard", "runyard_mlflow:registry_store"),
+    }
 
 
 def test_a_tree_of_any_depth_goes(folder: RunFolder) -> None:
