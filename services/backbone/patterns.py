@@ -11,7 +11,8 @@ import re2
 
 MOST_CHARACTERS = 256
 MEMORY_BYTES = 256 << 10
-"""RE2's `max_mem`: two thirds bound the program (about 10,000 instructions), one third each DFA's cache (re2.h)."""
+"""RE2's `max_mem` (re2.h): for the compiled program, which may so have about 10,000 instructions, and the automata that
+are built of it while it searches."""
 
 
 class PatternRefused(ValueError):

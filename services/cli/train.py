@@ -70,8 +70,8 @@ def train(  # noqa: PLR0913 - every parameter is an option of the command line
     """Train a model: upload the script and its data, start a run, follow it to its end.
 
     The model and its dataset are found again by name, so that the next call makes the next version. The script reads
-    DATASET_PATH and writes its model to MODEL_OUTPUT_PATH; JSON lines in METRICS_PATH become metrics, and so does what it
-    logs to MLflow, and what --metric finds in its log.
+    DATASET_PATH and writes its model to MODEL_OUTPUT_PATH; JSON lines in METRICS_PATH become metrics, and so do what it
+    logs to MLflow and what --metric finds in its log.
 
     Exit codes: 0 succeeded, 1 failed, 2 refused, 3 cancelled or timed out, 4 nobody answers, 130 Ctrl-C (it goes on).
 
