@@ -132,6 +132,7 @@ def environment(orders: Orders) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "HOME": SCRATCH,
         "TMPDIR": SCRATCH,
+        "USER": "runyard",  # the user id has no name in the image, and MLflow and others ask for one
         **plugins.variables(SCRATCH),
     }
     own_path = orders.variables.get("PYTHONPATH")

@@ -23,12 +23,14 @@ runyard = {MODULE}:registry_store
 def variables(scratch: str) -> dict[str, str]:
     """Tell MLflow to use our stores, in the scratch folder; the script's own variables win over these.
 
-    Its store of files must be allowed since 3.17; its telemetry has nobody to reach.
+    Its store of files must be allowed since 3.17; its telemetry has nobody to reach; and GitPython, which it brings
+    along, is not to complain at length that there is no git.
     """
     return {
         "MLFLOW_TRACKING_URI": f"runyard://{scratch}/mlflow",
         "MLFLOW_ALLOW_FILE_STORE": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
     }
 
 

@@ -1,6 +1,7 @@
 """Protects metrics without rewriting: a script that writes JSON lines, one that uses MLflow, one that only prints."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ USES_MLFLOW = """
 import mlflow, numpy
 from sklearn.linear_model import LogisticRegression
 
-mlflow.sklearn.autolog(serialization_format="cloudpickle")
+mlflow.sklearn.autolog(log_models=False)
 x = numpy.random.RandomState(0).rand(60, 3)
 y = (x[:, 0] > 0.5).astype(int)
 with mlflow.start_run():
@@ -53,6 +54,7 @@ import os, sys, zipfile
 data = os.path.dirname(os.environ["DATASET_PATH"])
 zipfile.ZipFile(os.path.join(data, "packages.zip")).extractall("/tmp/packages")
 os.environ["PYTHONPATH"] = "/tmp/packages:" + os.environ["PYTHONPATH"]
+del os.environ["PYTHONDONTWRITEBYTECODE"]  # packages that were installed would have theirs
 os.execv(sys.executable, [sys.executable, "-u", "train.py"])
 """
 
@@ -111,7 +113,7 @@ async def test_json_lines_and_the_log_may_tell_the_same_metric(client: Client) -
     assert sorted(series["loss"], key=lambda point: -point[0]) == [(1.0, 0), (0.5, 1), (1 / 3, 2), (0.125, None)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 async def test_a_script_that_uses_mlflow_shows_its_metrics_unchanged(client: Client, tmp_path: Path) -> None:
     install(NEWEST, tmp_path / "packages")
     zipped = Path(shutil.make_archive(str(tmp_path / "packages"), "zip", tmp_path / "packages"))
@@ -124,6 +126,8 @@ async def test_a_script_that_uses_mlflow_shows_its_metrics_unchanged(client: Cli
     )
     assert uploaded.status_code == 201, uploaded.text
     run_id = await client.started(model_id, entry_point="start.py", compute={"cpu_cores": 2, "memory_gb": 2})
+    with suppress(TimeoutError):  # on a busy machine importing all that takes longer than other runs may
+        await client.ended(model_id, run_id)
     run = await client.ended(model_id, run_id)
     log = await client.log(model_id, run_id)
     assert run["status"] == "succeeded", log
