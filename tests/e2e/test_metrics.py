@@ -1,13 +1,17 @@
 """Protects metrics without rewriting: a script that writes JSON lines, one that uses MLflow, one that only prints."""
 
+import asyncio
+import secrets
 import shutil
+import sys
+from asyncio.subprocess import PIPE, STDOUT
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Client
+from tests.e2e.conftest import Client, System
 from tests.mlflow_packages import NEWEST, install
 
 PRINTS = """
@@ -137,3 +141,31 @@ async def test_a_script_that_uses_mlflow_shows_its_metrics_unchanged(client: Cli
     assert series["training_accuracy_score"] == [(pytest.approx(0.95, abs=0.06), 0)]
     assert len(series) == 2 + 7
     assert "runyard:///tmp/mlflow 0.1" in log
+
+
+async def test_runyard_train_gives_a_new_model_its_definitions_and_says_that_they_stay(
+    client: Client, system: System, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text("print('loss=0.5 acc=1')")
+    (tmp_path / "data.csv").write_text("a\n")
+    name = f"by-command-{secrets.token_hex(4)}"
+
+    async def train(*metrics: str) -> tuple[int, str]:
+        files = [str(tmp_path / "train.py"), "--data", str(tmp_path / "data.csv")]
+        options = [word for metric in metrics for word in ("--metric", metric)]
+        to = ["--model", name, "--memory-gb", "1", "--url", system.api_url, "--token", system.token()]
+        code = "from services.cli.main import app; app()"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, "train", *files, *options, *to, stdout=PIPE, stderr=STDOUT
+        )
+        printed, _ = await process.communicate()
+        return process.returncode or 0, printed.decode()
+
+    assert (await train(r"loss=loss=(\S+)", r"acc=acc=(\d+)"))[0] == 0
+    [model] = [model for model in (await client.get("/api/v1/models"))["items"] if model["name"] == name]
+    run_id = model["last_run"]["run_id"]
+    assert await series_of(client, model["model_id"], run_id, 2) == {"loss": [(0.5, None)], "acc": [(1.0, None)]}
+    assert (await train())[0] == 0
+    refused, printed = await train(r"other=loss=(\S+)")
+    assert refused == 2
+    assert "has other metric definitions" in printed
