@@ -177,7 +177,7 @@ class LogsAppended(AttemptEvent):
 
 
 class MetricsReported(AttemptEvent):
-    """Values that a script wrote to METRICS_PATH, in order."""
+    """Values that a script wrote to METRICS_PATH, or that metric definitions found in its log, in order."""
 
     type: Literal["runyard.run.metrics_reported.v1"] = "runyard.run.metrics_reported.v1"
     points: tuple[MetricPoint, ...]

@@ -3,6 +3,7 @@
 All frozen. Sizes are bytes unless the name says otherwise; times are aware and in UTC; durations are seconds.
 """
 
+import operator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -79,6 +80,13 @@ class PinnedDataset(PinnedObject):
     dataset_id: str
 
 
+class MetricDefinition(Part):
+    """A metric that stands in the log: in a line that `regex` (RE2's syntax) matches, its one group is the value."""
+
+    name: str
+    regex: str
+
+
 class TrainingSpec(Part):
     """All that a runner needs to know of a run. Variables by name only: the values are sealed in the object store.
 
@@ -94,6 +102,7 @@ class TrainingSpec(Part):
     variable_names: tuple[str, ...] = ()
     assets: tuple[PinnedAsset, ...]
     dataset: PinnedDataset
+    metric_definitions: tuple[MetricDefinition, ...] = Field(default=(), exclude_if=operator.not_)
 
 
 class Usage(Part):
@@ -138,13 +147,18 @@ class LogLine(Part):
 
 
 class MetricPoint(Part):
-    """One value of one metric; `sequence` is shared with the log lines of the attempt."""
+    """One value of one metric; `sequence` is shared with the log lines of the attempt.
+
+    A point that was found in a log line has that line's sequence, and as `place` which of the model's metric
+    definitions found it, from 1. A point of its own has place 0.
+    """
 
     sequence: int = Field(ge=1)
     name: str
     value: float
     step: int | None = None
     at: UtcTime
+    place: int = Field(default=0, ge=0, exclude_if=operator.not_)
 
 
 class RunnerLoad(Part):

@@ -134,6 +134,15 @@ def metrics(*values: float, first: int = 1, attempt: int = 1, run_id: str = RUN_
     return MetricsReported(run_id=run_id, attempt=attempt, points=points)
 
 
+def found(sequence: int, *values: float, attempt: int = 1, run_id: str = RUN_ID) -> MetricsReported:
+    """Values of `m1`, `m2`, … that metric definitions found in the line of that sequence."""
+    points = tuple(
+        MetricPoint(sequence=sequence, place=place, name=f"m{place}", value=value, at=at(0))
+        for place, value in enumerate(values, 1)
+    )
+    return MetricsReported(run_id=run_id, attempt=attempt, points=points)
+
+
 def whole_life(run_id: str = RUN_ID) -> list[RunFact]:
     """From the request to the version."""
     return [

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from schemas.parts import AssetType, Compute, PinnedAsset, PinnedDataset, PinnedObject, Runtime, TrainingSpec
+from schemas.parts import (
+    AssetType,
+    Compute,
+    MetricDefinition,
+    PinnedAsset,
+    PinnedDataset,
+    PinnedObject,
+    Runtime,
+    TrainingSpec,
+)
 
 
 class RefusalKind(Enum):
@@ -40,6 +49,7 @@ class ModelFacts:
     dataset_id: str | None
     content: PinnedObject | None
     assets: tuple[PinnedAsset, ...]
+    metric_definitions: tuple[MetricDefinition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,7 @@ def admit(facts: ModelFacts, request: TrainingRequest) -> TrainingSpec | Refusal
         variable_names=request.variable_names,
         assets=facts.assets,
         dataset=PinnedDataset(dataset_id=facts.dataset_id, **facts.content.model_dump()),
+        metric_definitions=facts.metric_definitions,
     )
 
 

@@ -3,6 +3,7 @@
 JSON types are strict and unknown fields are refused. Owns every limit of a body that the OpenAPI document shows.
 """
 
+import operator
 import re
 import unicodedata
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from schemas.parts import GRACE_S, Runtime
+from services.backbone.patterns import MOST_CHARACTERS, compile_pattern
 
 MAX_CPU_CORES, DEFAULT_CPU_CORES = 32, 2
 MAX_MEMORY_GB, DEFAULT_MEMORY_GB = 128, 8
@@ -19,6 +21,7 @@ MAX_VARIABLES = 100
 MAX_VARIABLES_BYTES = 64 * 1024
 MAX_NAME_CHARACTERS = 256
 MAX_FILENAME_BYTES = 255
+MAX_METRIC_DEFINITIONS = 40
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 RESERVED_NAMES = frozenset(
@@ -95,6 +98,27 @@ def bounded_variables(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
+def printable(name: str) -> str:
+    """Accept the name of a metric, as METRICS_PATH would take it.
+
+    Raises:
+        ValueError: it holds something that cannot be seen.
+    """
+    if not name.isprintable():
+        raise ValueError("must hold printable characters only")
+    return name
+
+
+def searchable(regex: str) -> str:
+    """Accept a pattern that can be looked for in a log.
+
+    Raises:
+        ValueError: it is none; says why.
+    """
+    compile_pattern(plain_text(regex))
+    return regex
+
+
 PlainText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
 Filename = Annotated[str, AfterValidator(safe_filename)]
@@ -124,14 +148,55 @@ class DatasetBody(Body):
     name: Name
 
 
+class MetricDefinitionBody(Body):
+    """A metric that stands in the log of a script that knows nothing of metrics."""
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(printable)]
+    regex: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS), AfterValidator(searchable)] = Field(
+        description="In RE2's syntax, with exactly one group. In each line of the log it is searched for once; what the"
+        " group catches is a point of the metric if it is a finite number."
+    )
+
+
+def distinct(definitions: list[MetricDefinitionBody]) -> list[MetricDefinitionBody]:
+    """Accept definitions of which no two have one name.
+
+    Raises:
+        ValueError: with the place of the second one.
+    """
+    names = [definition.name for definition in definitions]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ValueError(f"two definitions have one name; the second is number {place + 1}")
+    return definitions
+
+
 class ModelBody(Body):
     """A new model."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "wine quality", "model_type": "custom"}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "wine quality",
+                    "model_type": "custom",
+                    "metric_definitions": [{"name": "loss", "regex": "loss=([0-9.eE+-]+)"}],
+                }
+            ]
+        }
+    )
 
     name: Name
     model_type: Literal["custom", "auto"]
     dataset_id: str | None = Field(default=None, max_length=64, description="The dataset that its runs train on.")
+    # Left out of a dump when there are none, so that the idempotency keys of before it was there still fit.
+    metric_definitions: Annotated[
+        list[MetricDefinitionBody], Field(max_length=MAX_METRIC_DEFINITIONS), AfterValidator(distinct)
+    ] = Field(
+        default_factory=list,
+        exclude_if=operator.not_,
+        description="Metrics that are found in the logs of its runs; each name once.",
+    )
 
 
 class ComputeBody(Body):

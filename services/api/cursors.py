@@ -7,6 +7,11 @@ from datetime import datetime
 
 MAX_CHARACTERS = 512
 
+Position = tuple[int, int, int]
+"""Attempt, sequence and place: where a stream of output goes on. Only points of log lines have a place above 0."""
+
+BEGINNING: Position = (0, 0, 0)
+
 
 class CursorRefused(ValueError):
     """The text is no cursor of ours."""
@@ -40,6 +45,28 @@ def decode_cursor(text: str, *types: type) -> tuple[str | int, ...]:
     if any(isinstance(part, str) and not part.isprintable() for part in parts):
         raise CursorRefused("not a cursor of this list")
     return tuple(parts)
+
+
+def encode_position(position: Position) -> str:
+    """Write a position in a run's output as a cursor; a place is written only where there is one.
+
+    >>> [decode_position(encode_position((1, 7, place))) for place in (0, 3)]
+    [(1, 7, 0), (1, 7, 3)]
+    """
+    attempt, sequence, place = position
+    return encode_cursor(attempt, sequence, place) if place else encode_cursor(attempt, sequence)
+
+
+def decode_position(text: str | None) -> Position:
+    """Read a position in a run's output; no cursor is its beginning."""
+    if text is None:
+        return BEGINNING
+    try:
+        attempt, sequence = decode_cursor(text, int, int)
+    except CursorRefused:
+        attempt, sequence, place = decode_cursor(text, int, int, int)
+        return int(attempt), int(sequence), int(place)
+    return int(attempt), int(sequence), 0
 
 
 def encode_place(created_at: datetime, identity: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from schemas.run import Run
-from services.api.history import Position
+from services.api.cursors import Position
 
 PING_S = 15
 

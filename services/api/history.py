@@ -11,13 +11,9 @@ from typing import Any
 
 from asyncpg import Record
 
+from services.api.cursors import Position
 from services.api.resources import AuditEntry, OutputLine, Point, RunHistoryEvent
 from services.api.store import Executor
-
-Position = tuple[int, int]
-"""Attempt and sequence: where a stream of output goes on."""
-
-BEGINNING: Position = (0, 0)
 
 SELECT_STORED = "SELECT attempt, status, stored_output_sequence FROM ledger.runs_v1 WHERE run_id = $1"
 
@@ -52,7 +48,9 @@ async def select_lines(
     executor: Executor, run_id: str, after: Position, stream: str | None, limit: int
 ) -> list[OutputLine]:
     """Read lines behind a position, in order."""
-    return [OutputLine(**row) for row in await executor.fetch(SELECT_LINES, run_id, *after, stream, limit)]
+    attempt, sequence, _ = after
+    rows = await executor.fetch(SELECT_LINES, run_id, attempt, sequence, stream, limit)
+    return [OutputLine(**row) for row in rows]
 
 
 async def select_last_lines(executor: Executor, run_id: str, stream: str | None, limit: int) -> list[OutputLine]:
@@ -61,17 +59,19 @@ async def select_last_lines(executor: Executor, run_id: str, stream: str | None,
 
 
 SELECT_POINTS = """
-SELECT name, attempt, sequence, step, value, at FROM ledger.metric_points_v1
-WHERE run_id = $1 AND (attempt, sequence) > ($2::integer, $3::bigint) AND ($4::text IS NULL OR name = $4)
-ORDER BY attempt, sequence LIMIT $5
+SELECT name, attempt, sequence, place, step, value, at FROM ledger.metric_points_v1
+WHERE run_id = $1 AND (attempt, sequence, place) > ($2::integer, $3::bigint, $4::integer)
+  AND ($5::text IS NULL OR name = $5)
+ORDER BY attempt, sequence, place LIMIT $6
 """
 
 
 @dataclass(frozen=True, slots=True)
 class NamedPoint:
-    """A point and the metric that it belongs to."""
+    """A point, the metric that it belongs to, and where it stands in the output."""
 
     name: str
+    position: Position
     point: Point
 
 
@@ -84,7 +84,8 @@ async def select_points(
 
 def _named(row: Record) -> NamedPoint:
     values = dict(row)
-    return NamedPoint(values.pop("name"), Point(**values))
+    position = (row["attempt"], row["sequence"], values.pop("place"))
+    return NamedPoint(values.pop("name"), position, Point(**values))
 
 
 SELECT_EVENTS = """

@@ -24,8 +24,8 @@ def _place(cursor: str) -> str:
     return cursor
 
 
-def _sequence_cursor(cursor: str) -> str:
-    cursors.decode_cursor(cursor, int, int)
+def _position(cursor: str) -> str:
+    cursors.decode_position(cursor)
     return cursor
 
 
@@ -52,12 +52,12 @@ NumberCursor = Annotated[
 ]
 OutputCursor = Annotated[
     str | None,
-    AfterValidator(lambda cursor: None if cursor is None else _sequence_cursor(cursor)),
+    AfterValidator(lambda cursor: None if cursor is None else _position(cursor)),
     Query(description="`next_cursor` of an earlier answer, or the id of a followed event."),
 ]
 LastEventId = Annotated[
     str | None,
-    AfterValidator(lambda cursor: None if cursor is None else _sequence_cursor(cursor)),
+    AfterValidator(lambda cursor: None if cursor is None else _position(cursor)),
     Header(alias="Last-Event-ID", description="Where a broken stream goes on; wins over `after`."),
 ]
 FilterText = Annotated[

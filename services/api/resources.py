@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.parts import AssetType, Compute, Runtime, Usage, UtcTime
+from schemas.parts import AssetType, Compute, MetricDefinition, Runtime, Usage, UtcTime
 from schemas.reason import Reason, RunStatus
 from schemas.run import Run
 
@@ -56,6 +56,7 @@ class Model(Resource):
     model_type: Literal["custom", "auto"]
     status: Literal["draft", "training", "trained"]
     dataset_id: str | None = None
+    metric_definitions: list[MetricDefinition] = Field(description="Metrics that are found in the logs of its runs.")
     created_at: UtcTime
     latest_version: int | None = None
     last_run: LastRun | None = None

@@ -8,7 +8,7 @@ from fastapi import APIRouter, File, Form, Response, UploadFile
 from pydantic import BaseModel, ConfigDict
 
 from schemas.ids import OBJECT_TOKEN_HEX, asset_id, model_id
-from schemas.parts import AssetType
+from schemas.parts import AssetType, MetricDefinition
 from services.api import problems
 from services.api.answering import answer_with, create_once, now_utc, tokens
 from services.api.bodies import ModelBody, safe_filename
@@ -68,6 +68,7 @@ async def create_model(body: ModelBody, call: CurrentCall, idempotency_key: Idem
                 model_type=body.model_type,
                 status="draft",
                 dataset_id=body.dataset_id,
+                metric_definitions=[MetricDefinition(**given.model_dump()) for given in body.metric_definitions],
                 created_at=now_utc(),
             )
             if await insert_model(connection, call.caller.tenant_id, model):

@@ -10,14 +10,12 @@ from schemas.parts import Stream
 from schemas.run import Run
 from services.api import problems
 from services.api.context import Call, CurrentCall
-from services.api.cursors import decode_cursor, encode_cursor
+from services.api.cursors import Position, decode_cursor, decode_position, encode_cursor, encode_position
 from services.api.downsampling import FEWEST_POINTS, downsample
 from services.api.following import Chapter, Entry, follow
 from services.api.guard import GuardedRoute, guarded
 from services.api.history import (
-    BEGINNING,
     NamedPoint,
-    Position,
     StoredOutput,
     select_events,
     select_last_lines,
@@ -59,14 +57,7 @@ async def _reading(
     last_event_id: LastEventId = None,
 ) -> Reading:
     resumed = last_event_id is not None
-    return Reading(after=_position(last_event_id or after), follow=follow, resumed=resumed)
-
-
-def _position(cursor: str | None) -> Position:
-    if cursor is None:
-        return BEGINNING
-    attempt, sequence = decode_cursor(cursor, int, int)
-    return int(attempt), int(sequence)
+    return Reading(after=decode_position(last_event_id or after), follow=follow, resumed=resumed)
 
 
 class Wanted(BaseModel):
@@ -108,14 +99,14 @@ async def get_logs(
     after = reading.after
     if wanted.tail is not None and not reading.resumed:
         lines = await select_last_lines(call.context.pool, run_id, wanted.stream, wanted.tail)
-        after = _before(lines[0]) if lines else after
+        after = (lines[0].attempt, lines[0].sequence - 1, 0) if lines else after
     if not reading.follow:
         return await _logs(call, model_id, run_id, wanted, after)
 
     async def look(position: Position) -> Chapter:
         run, complete = await _completeness(call, model_id, run_id)
         lines = await select_lines(call.context.pool, run_id, position, wanted.stream, MOST_LINES)
-        entries = [Entry(_cursor(line), (line.attempt, line.sequence), line) for line in lines]
+        entries = [Entry(encode_position(_place_of(line)), _place_of(line), line) for line in lines]
         return Chapter(run, entries, complete and len(lines) < MOST_LINES)
 
     return follow("log", look, after, call.context.limits.follow_poll_s)
@@ -126,16 +117,12 @@ async def _logs(call: Call, model_id: str, run_id: str, wanted: Wanted, after: P
     limit = wanted.tail or wanted.limit
     lines = await select_lines(call.context.pool, run_id, after, wanted.stream, limit + 1)
     shown = lines[:limit]
-    cursor = _cursor(shown[-1]) if shown else encode_cursor(*after)
+    cursor = encode_position(_place_of(shown[-1]) if shown else after)
     return Logs(run_id=run_id, items=shown, next_cursor=cursor, complete=complete and len(lines) <= limit)
 
 
-def _cursor(place: OutputLine | Point) -> str:
-    return encode_cursor(place.attempt, place.sequence)
-
-
-def _before(line: OutputLine) -> Position:
-    return line.attempt, line.sequence - 1
+def _place_of(line: OutputLine) -> Position:
+    return line.attempt, line.sequence, 0
 
 
 async def _completeness(call: Call, model_id: str, run_id: str) -> tuple[Run, bool]:
@@ -177,7 +164,9 @@ async def get_metrics(
     reading: Annotated[Reading, Depends(_reading)],
     wanted: Annotated[WantedSeries, Depends(_wanted_series)],
 ) -> Response | Metrics:
-    """Read what the script wrote to METRICS_PATH, a series for each name; `complete` says that nothing will follow.
+    """Read what the script wrote to METRICS_PATH and what metric definitions found in its log, a series for each name.
+
+    `complete` says that nothing will follow.
 
     With `follow=true` points come as server-sent events of type `metric`, each with its cursor as id, then an `end`.
     """
@@ -185,7 +174,7 @@ async def get_metrics(
     if not reading.follow:
         _, complete = await _completeness(call, model_id, run_id)
         points = await select_points(call.context.pool, run_id, reading.after, wanted.name, POINTS_READ)
-        cursor = _cursor(points[-1].point) if points else encode_cursor(*reading.after)
+        cursor = encode_position(points[-1].position if points else reading.after)
         series = _series(points, wanted.max_points)
         whole = complete and len(points) < POINTS_READ
         return Metrics(run_id=run_id, series=series, next_cursor=cursor, complete=whole)
@@ -199,9 +188,8 @@ async def get_metrics(
 
 
 def _followed(found: NamedPoint) -> Entry:
-    point = found.point
-    resource = NamedMetricPoint(name=found.name, **point.model_dump())
-    return Entry(_cursor(point), (point.attempt, point.sequence), resource)
+    resource = NamedMetricPoint(name=found.name, **found.point.model_dump())
+    return Entry(encode_position(found.position), found.position, resource)
 
 
 def _series(points: Sequence[NamedPoint], max_points: int) -> list[MetricSeries]:

@@ -3,14 +3,17 @@
 from datetime import datetime
 
 from asyncpg import Record
+from pydantic import TypeAdapter
 
-from schemas.parts import PinnedAsset, PinnedObject
+from schemas.parts import MetricDefinition, PinnedAsset, PinnedObject
 from services.api.admission import ModelFacts
 from services.api.resources import Asset, Dataset, LastRun, Model
 from services.api.store import Executor
 from services.backbone.postgres import Connection
 
 Place = tuple[datetime | None, str | None]
+
+DEFINITIONS = TypeAdapter(list[MetricDefinition])
 
 INSERT_DATASET = """
 INSERT INTO datasets (dataset_id, tenant_id, name, created_at) VALUES ($1, $2, $3, $4)
@@ -66,7 +69,8 @@ async def update_content(
 
 
 INSERT_MODEL = """
-INSERT INTO models (model_id, tenant_id, name, model_type, dataset_id, created_at) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO models (model_id, tenant_id, name, model_type, dataset_id, created_at, metric_definitions)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT DO NOTHING RETURNING true
 """
 
@@ -74,11 +78,13 @@ ON CONFLICT DO NOTHING RETURNING true
 async def insert_model(connection: Connection, tenant_id: str, model: Model) -> bool:
     """Add a model; False when its id is taken."""
     row = (model.model_id, tenant_id, model.name, model.model_type, model.dataset_id, model.created_at)
-    return bool(await connection.fetchval(INSERT_MODEL, *row))
+    definitions = DEFINITIONS.dump_json(model.metric_definitions).decode()
+    return bool(await connection.fetchval(INSERT_MODEL, *row, definitions))
 
 
 SELECT_MODEL = """
-SELECT model_id, name, model_type, status, dataset_id, created_at, latest_version, last_run FROM shown_models
+SELECT model_id, name, model_type, status, dataset_id, metric_definitions, created_at, latest_version, last_run
+FROM shown_models
 WHERE model_id = $1 AND tenant_id = $2
 """
 
@@ -90,7 +96,8 @@ async def select_model(executor: Executor, tenant_id: str, model_id: str) -> Mod
 
 
 LIST_MODELS = """
-SELECT model_id, name, model_type, status, dataset_id, created_at, latest_version, last_run FROM shown_models
+SELECT model_id, name, model_type, status, dataset_id, metric_definitions, created_at, latest_version, last_run
+FROM shown_models
 WHERE tenant_id = $1 AND ($2::timestamptz IS NULL OR (created_at, model_id) < ($2, $3::text))
 ORDER BY created_at DESC, model_id DESC LIMIT $4
 """
@@ -102,12 +109,13 @@ async def list_models(executor: Executor, tenant_id: str, place: Place, limit: i
 
 
 def _model(row: Record) -> Model:
-    last = row["last_run"]
-    return Model(**{**row, "last_run": None if last is None else LastRun.model_validate_json(last)})
+    last, definitions = row["last_run"], DEFINITIONS.validate_json(row["metric_definitions"])
+    last_run = None if last is None else LastRun.model_validate_json(last)
+    return Model(**{**row, "metric_definitions": definitions, "last_run": last_run})
 
 
 SELECT_FACTS = """
-SELECT m.model_id, m.model_type, m.active_run_id, m.dataset_id, d.filename, d.sha256, d.size_bytes
+SELECT m.model_id, m.model_type, m.active_run_id, m.dataset_id, m.metric_definitions, d.filename, d.sha256, d.size_bytes
 FROM models m LEFT JOIN datasets d USING (dataset_id)
 WHERE m.model_id = $1 AND m.tenant_id = $2
 """
@@ -126,7 +134,15 @@ async def select_facts(executor: Executor, tenant_id: str, model_id: str) -> Mod
     if row["sha256"] is not None:
         content = PinnedObject(filename=row["filename"], sha256=row["sha256"], size_bytes=row["size_bytes"])
     assets = tuple(PinnedAsset(**asset) for asset in await executor.fetch(SELECT_PINNED, model_id))
-    return ModelFacts(row["model_id"], row["model_type"], row["active_run_id"], row["dataset_id"], content, assets)
+    return ModelFacts(
+        model_id=row["model_id"],
+        model_type=row["model_type"],
+        active_run_id=row["active_run_id"],
+        dataset_id=row["dataset_id"],
+        content=content,
+        assets=assets,
+        metric_definitions=tuple(DEFINITIONS.validate_json(row["metric_definitions"])),
+    )
 
 
 async def lock_model(connection: Connection, tenant_id: str, model_id: str) -> bool:

@@ -129,13 +129,13 @@ async def insert_points(connection: Connection, points: Sequence[StoredPoint]) -
 
     A step is the script's own number: one that no bigint holds is left out rather than refused.
     """
-    in_order = sorted(points, key=lambda stored: (stored.run_id, stored.attempt, stored.point.sequence))
+    in_order = sorted(points, key=lambda s: (s.run_id, s.attempt, s.point.sequence, s.point.place))
     rows = [(s.run_id, s.attempt, *_point_row(s.point)) for s in in_order]
     await connection.execute(
-        "INSERT INTO metric_points (run_id, attempt, sequence, name, value, step, at)"
+        "INSERT INTO metric_points (run_id, attempt, sequence, name, value, step, at, place)"
         " SELECT * FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::text[], $5::float8[], $6::bigint[],"
-        " $7::timestamptz[]) ON CONFLICT DO NOTHING",
-        *_columns(rows, 7),
+        " $7::timestamptz[], $8::integer[]) ON CONFLICT DO NOTHING",
+        *_columns(rows, 8),
     )
 
 
@@ -258,7 +258,7 @@ def _line_row(line: LogLine) -> tuple[object, ...]:
 
 def _point_row(point: MetricPoint) -> tuple[object, ...]:
     step = point.step if point.step is not None and point.step.bit_length() <= BIGINT_BITS else None
-    return point.sequence, storable_text(point.name), point.value, step, point.at
+    return point.sequence, storable_text(point.name), point.value, step, point.at, point.place
 
 
 def _history(row: asyncpg.Record) -> History:

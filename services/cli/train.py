@@ -6,6 +6,7 @@ Owns the exit code. Ctrl-C stops the watching, not the run.
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,15 @@ TimeoutOption = Annotated[
 GraceOption = Annotated[
     int | None, typer.Option(min=0, max=600, help="Seconds from SIGTERM to SIGKILL.", show_default="10")
 ]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME=REGEX",
+        help="A metric that stands in the log: what the regular expression's one group catches; repeatable. They belong"
+        " to the model, and are given when it is made.",
+    ),
+]
 
 
 def train(  # noqa: PLR0913 - every parameter is an option of the command line
@@ -61,13 +71,15 @@ def train(  # noqa: PLR0913 - every parameter is an option of the command line
     env: EnvOption = None,
     label: Annotated[str | None, typer.Option(help="A label for the run.")] = None,
     asset: AssetOption = None,
+    metric: MetricOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
     """Train a model: upload the script and its data, start a run, follow it to its end.
 
     The model and its dataset are found again by name, so that the next call makes the next version. The script reads
-    DATASET_PATH and writes its model to MODEL_OUTPUT_PATH; JSON lines in METRICS_PATH become metrics.
+    DATASET_PATH and writes its model to MODEL_OUTPUT_PATH; JSON lines in METRICS_PATH become metrics, and so do what it
+    logs to MLflow and what --metric finds in its log.
 
     Exit codes: 0 succeeded, 1 failed, 2 refused, 3 cancelled or timed out, 4 nobody answers, 130 Ctrl-C (it goes on).
 
@@ -76,6 +88,8 @@ def train(  # noqa: PLR0913 - every parameter is an option of the command line
       runyard train examples/wine/train.py --data examples/wine/wine.csv
 
       runyard train train.py --data big.csv --asset layers.py -e EPOCHS=50 --memory-gb 16 --timeout 3600
+
+      runyard train train.py --data big.csv --metric 'loss=loss: ([0-9.eE+-]+)'
     """
     compute = {"cpu_cores": cpu_cores, "memory_gb": memory_gb, "gpu": gpu or None}
     wanted = {
@@ -91,7 +105,8 @@ def train(  # noqa: PLR0913 - every parameter is an option of the command line
     files = Files(script, data, asset or ())
     files.check()
     name = model or script.absolute().parent.name or "model"
-    sys.exit(asyncio.run(_train(open_api(url, token, data_dir), name, files, body)))
+    trained = Trained(name, files, definitions_of(metric or ()))
+    sys.exit(asyncio.run(_train(open_api(url, token, data_dir), trained, body)))
 
 
 def variables_of(words: Sequence[str]) -> dict[str, str]:
@@ -103,22 +118,44 @@ def variables_of(words: Sequence[str]) -> dict[str, str]:
     Raises:
         UsageRefused: a word has no `=`.
     """
-    variables = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise UsageRefused(f"--env {word!r}: write NAME=VALUE")
-        variables[name] = value
-    return variables
+    return dict(_split(word, "--env", "VALUE") for word in words)
 
 
-async def _train(client: Api, name: str, files: Files, body: Json) -> int:
+def definitions_of(words: Sequence[str]) -> list[Json]:
+    """Read `NAME=REGEX` words; a pattern may hold `=`.
+
+    >>> definitions_of(["loss=loss=(.+)"])
+    [{'name': 'loss', 'regex': 'loss=(.+)'}]
+
+    Raises:
+        UsageRefused: a word has no `=`.
+    """
+    return [{"name": name, "regex": regex} for name, regex in (_split(word, "--metric", "REGEX") for word in words)]
+
+
+def _split(word: str, option: str, second: str) -> tuple[str, str]:
+    name, equals, rest = word.partition("=")
+    if not equals or not name:
+        raise UsageRefused(f"{option} {word!r}: write NAME={second}")
+    return name, rest
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The model that is to be trained: its name, its files, and the metrics that its log is searched for."""
+
+    name: str
+    files: Files
+    definitions: Sequence[Json]
+
+
+async def _train(client: Api, trained: Trained, body: Json) -> int:
     console = Console(highlight=False)
     async with client as api:
         with console.status("uploading"):
-            model = await ready_model(api, name, files)
+            model = await ready_model(api, trained.name, trained.files, trained.definitions)
         run = await api.post(f"/models/{model['model_id']}/custom/train", body)
-        console.print(f"{run['run_id']} trains {name} ({model['model_id']})", markup=False, soft_wrap=True)
+        console.print(f"{run['run_id']} trains {trained.name} ({model['model_id']})", markup=False, soft_wrap=True)
         try:
             with RunDisplay(console) as display:
                 ended = await follow_run(api, run, display)

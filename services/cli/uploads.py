@@ -29,22 +29,38 @@ class Files:
                 raise UsageRefused(f"{file} is no file")
 
 
-async def ready_model(api: Api, name: str, files: Files) -> Json:
-    """Find or make a model of that name, with these files: dataset, script and other assets."""
+async def ready_model(api: Api, name: str, files: Files, definitions: Sequence[Json] = ()) -> Json:
+    """Find or make a model of that name, with these files: dataset, script and other assets.
+
+    Raises:
+        UsageRefused: the model of that name has no dataset, or other metric definitions than are asked for.
+    """
     model = await _custom_model(api, name)
     if model is None:
         dataset = await _dataset(api, name)
         await _fill(api, dataset, files.data)
         body = {"name": name, "model_type": "custom", "dataset_id": dataset["dataset_id"]}
-        model = await api.post("/models", body)
-    elif model["dataset_id"] is None:
-        raise UsageRefused(f"the model {name!r} ({model['model_id']}) has no dataset: choose another name with --model")
+        model = await api.post("/models", {**body, "metric_definitions": definitions} if definitions else body)
     else:
+        _check(model, definitions)
         await _fill(api, await api.get(f"/datasets/{model['dataset_id']}"), files.data)
     await api.upload_asset(model["model_id"], files.script, "script")
     for other in files.others:
         await api.upload_asset(model["model_id"], other, asset_type_of(other.name))
     return model
+
+
+def _check(model: Json, definitions: Sequence[Json]) -> None:
+    """Refuse what cannot be changed of a model that is there."""
+    lacks = None
+    if model["dataset_id"] is None:
+        lacks = "has no dataset"
+    elif definitions and model.get("metric_definitions", []) != list(definitions):
+        lacks = "has other metric definitions, which cannot be changed"
+    if lacks is not None:
+        raise UsageRefused(
+            f"the model {model['name']!r} ({model['model_id']}) {lacks}: choose another name with --model"
+        )
 
 
 def asset_type_of(filename: str) -> str:

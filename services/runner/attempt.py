@@ -122,7 +122,14 @@ class Attempt:
 
     async def _watch(self, state: ContainerState) -> ContainerState | None:
         spec = self._queued.spec
-        watch = Watch(self._setting_up, self._around, self._output, self._on_cause, spec.grace_s + MARGIN_S)
+        watch = Watch(
+            setting_up=self._setting_up,
+            definitions=spec.metric_definitions,
+            around=self._around,
+            output=self._output,
+            on_cause=self._on_cause,
+            patience_s=spec.grace_s + MARGIN_S,
+        )
         async with self._keeper.while_it_runs():
             over = await watch.until_over(state, spec.timeout_s, self._stopping)
         await self._around.same_cluster()  # while the container is there, its output can be told to another one again

@@ -16,7 +16,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from services.backbone.crash_points import crash_point
-from services.runner import quota
+from services.runner import plugins, quota
 from services.runner.shim.masking import Mask
 from services.runner.shim.orders import Orders as ShimOrders
 from services.runner.slot import close_slots, make_slot, write_shim
@@ -27,6 +27,7 @@ MOUNTED_AT = "/runyard"
 PACKAGES = f"{MOUNTED_AT}/packages"
 """Where a run finds what was installed from its requirements, in `site`."""
 SCRATCH = "/tmp"  # noqa: S108 - a tmpfs of the container's own
+PLUGINS = f"{MOUNTED_AT}/slot/plugins"
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -43,7 +44,7 @@ class RunFolder:
 
     @property
     def slot(self) -> Path:
-        """What the shim reads: itself and its orders, with the values of the variables."""
+        """What the shim reads: itself, plugins for what the script imports, its orders with the variables' values."""
         return self.path / "slot" if self.slots is None else self.slots / self.path.name
 
     @property
@@ -123,6 +124,7 @@ def prepare(folder: RunFolder, orders: Orders, contents: Contents, owner: Owner)
     _fill(folder.data, contents.data)
     write_shim(folder.slot)
     (folder.slot / "spec.json").write_text(json.dumps(shim_spec(orders)), encoding="utf-8")
+    plugins.lay_out(folder.slot / "plugins")
     for path in (folder.slot, *folder.slot.rglob("*")):
         path.chmod(0o500 if path.is_dir() else 0o400)
     if os.geteuid() == 0:
@@ -156,7 +158,10 @@ def environment(orders: Orders) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "HOME": SCRATCH,
         "TMPDIR": SCRATCH,
+        "USER": "runyard",  # the user id has no name in the image, and MLflow and others ask for one
+        **plugins.variables(SCRATCH),
     }
+    path = (f"{PACKAGES}/site" if orders.has_packages else "", orders.variables.get("PYTHONPATH", ""), PLUGINS)
     promised = {
         "DATASET_PATH": f"{MOUNTED_AT}/data/{orders.dataset_filename}",
         "MODEL_OUTPUT_PATH": f"{MOUNTED_AT}/out/model",
@@ -166,11 +171,10 @@ def environment(orders: Orders) -> dict[str, str]:
         "RUN_ID": orders.run_id,
         "ATTEMPT": str(orders.attempt),
         "RESUME": "1" if orders.resume else "0",
+        "PYTHONPATH": ":".join(filter(None, path)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    if orders.has_packages:
-        promised["PYTHONPATH"] = f"{PACKAGES}/site"
     return {**defaults, **orders.variables, **promised}
 
 

@@ -1,7 +1,8 @@
 """One thread that follows one container's output and hands its frames to the event loop, never faster than they go.
 
-The engine's stream blocks, so it gets a thread of its own; while Kafka is away the thread waits, and the engine's log
-keeps the rest. A stream's end proves nothing about the container: whoever follows asks the engine afterwards.
+The engine's stream blocks, so it gets a thread of its own, which also looks for metrics in the lines: that may take
+long, and holds nobody up. While Kafka is away the thread waits, and the engine's log keeps the rest. A stream's end
+proves nothing about the container: whoever follows asks the engine afterwards.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as NotYet
 from typing import Any
 
+from services.runner.definitions import Meter
 from services.runner.errors import EngineUnavailable
 from services.runner.frames import End, Frame, FrameDecoder
 from services.runner.sandbox import LogStream
@@ -23,11 +25,14 @@ class Following:
     """Frames of one stream, from its beginning.
 
     `pressing` says that there is nothing to wait for: as much as may wait is waiting, or nothing more will come.
+    `measuring` says that something was read and is still looked at, so a silence is not the stream's.
     """
 
-    def __init__(self, stream: LogStream) -> None:
+    def __init__(self, stream: LogStream, meter: Meter) -> None:
         self.pressing = asyncio.Event()
+        self.measuring = False
         self._stream = stream
+        self._meter = meter
         self._loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[list[Frame] | None] = asyncio.Queue(CHUNKS_AHEAD)
         self._closed = threading.Event()
@@ -65,9 +70,11 @@ class Following:
     def _read(self) -> None:
         decoder = FrameDecoder()
         for chunk in self._stream:
-            frames = decoder.feed(chunk)
+            self.measuring = True
+            frames = [self._meter.read(frame) for frame in decoder.feed(chunk)]
             if frames and not self._hand_over(frames):
                 return
+            self.measuring = False
         self._hand_over(None)
 
     def _hand_over(self, frames: list[Frame] | None) -> bool:

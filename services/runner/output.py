@@ -17,6 +17,7 @@ from schemas.parts import LogLine, MetricPoint, RunAttempt
 from services.backbone.crash_points import crash_point
 from services.backbone.publisher import Publisher
 from services.backbone.retry import until_it_works
+from services.runner.definitions import MeasuredLog
 from services.runner.events import Outgoing, Pen, logs_appended, metrics_reported
 from services.runner.frames import Dropped, End, Frame, Log, Metric, Timeout
 
@@ -110,10 +111,11 @@ class Batches:
 def events_of(batch: Batch, pen: Pen, now: datetime) -> list[Outgoing]:
     """Write a batch as events: its lines in one, its metrics in another.
 
-    The one with the batch's last sequence goes last: who has stored that has stored all before it.
+    The one with the batch's last frame goes last: who has stored that has stored all before it. A line in which metrics
+    were found is in both, and its own event is that of the lines.
     """
     logs = [frame for frame in batch.frames if isinstance(frame, Log | Dropped)]
-    points = [_point(frame) for frame in batch.frames if isinstance(frame, Metric)]
+    points = [point for frame in batch.frames for point in _points(frame)]
     events = []
     if points:
         events.append(metrics_reported(pen, points, now))
@@ -156,7 +158,9 @@ class OutputPublisher:
 
 
 def _size(frame: Output) -> int:
-    return FRAME_OVERHEAD_BYTES + (len(frame.text.encode()) if isinstance(frame, Log) else 0)
+    text = len(frame.text.encode()) if isinstance(frame, Log) else 0
+    found = sum(one.size_bytes for one in frame.found) if isinstance(frame, MeasuredLog) else 0
+    return FRAME_OVERHEAD_BYTES + text + found
 
 
 def _gap(frame: Dropped, now: datetime) -> LogLine:
@@ -172,5 +176,13 @@ def _line(frame: Log) -> LogLine:
     return LogLine(sequence=frame.seq, stream=stream, text=frame.text, at=frame.at, truncated=frame.truncated)
 
 
-def _point(frame: Metric) -> MetricPoint:
-    return MetricPoint(sequence=frame.seq, name=frame.name, value=frame.value, step=frame.step, at=frame.at)
+def _points(frame: Output) -> list[MetricPoint]:
+    match frame:
+        case Metric():
+            return [MetricPoint(sequence=frame.seq, name=frame.name, value=frame.value, step=frame.step, at=frame.at)]
+        case MeasuredLog():
+            return [
+                MetricPoint(sequence=frame.seq, place=one.place, name=one.name, value=one.value, at=frame.at)
+                for one in frame.found
+            ]
+    return []

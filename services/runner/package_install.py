@@ -21,6 +21,7 @@ import pip
 import structlog
 
 from services.runner import folder, package_installer
+from services.runner.definitions import Meter
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused, EngineUnavailable
 from services.runner.folder import MOUNTED_AT, Contents, Orders
@@ -167,7 +168,7 @@ class Install:
     async def _followed(self) -> bool:
         """Take in what the container says; True when that was its last word."""
         try:
-            following = Following(await self._ask(lambda engine: engine.follow(self.spec.name)))
+            following = Following(await self._ask(lambda engine: engine.follow(self.spec.name)), Meter((), 0))
         except EngineRefused:  # it was removed just now
             return False
         try:

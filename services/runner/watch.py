@@ -12,8 +12,10 @@ from itertools import chain, repeat
 
 import structlog
 
+from schemas.parts import MetricDefinition
 from services.backbone.crash_points import crash_point
 from services.runner import quota
+from services.runner.definitions import Meter
 from services.runner.errors import EngineRefused
 from services.runner.following import Following
 from services.runner.outcome import Cause
@@ -33,9 +35,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One container, by name; `patience_s` is how long it may go on after it was told to stop."""
+    """One container, by name.
+
+    Attributes:
+        definitions: which metrics are looked for in its log.
+        patience_s: how long it may go on after it was told to stop.
+    """
 
     setting_up: SettingUp
+    definitions: tuple[MetricDefinition, ...]
     around: Surroundings
     output: OutputPublisher
     on_cause: Callable[[Cause], None]
@@ -114,8 +122,9 @@ class Watch:
     async def _follow_once(self, state: ContainerState | None) -> None:
         if state is None:
             return
+        meter = Meter(self.definitions, self.around.limits.max_output_bytes)
         try:
-            following = Following(await self.around.engine.ask(lambda sandbox: sandbox.follow(self.name)))
+            following = Following(await self.around.engine.ask(lambda sandbox: sandbox.follow(self.name)), meter)
         except EngineRefused:  # it was removed just now; whoever asks for its state will see
             return
         try:
@@ -126,11 +135,13 @@ class Watch:
                 if self.output.batches.timed_out and not timed_out:
                     self.on_cause(Cause.TIMEOUT)
                 await self.output.send_all()
-                if not frames and _is_over(await self._state()):
+                if not frames and not following.measuring and _is_over(await self._state()):
                     return  # the stream hangs: the log is read once more
                 await _wait_for(following.pressing, FLUSH_EVERY_S)
         finally:
             following.close()
+            if meter.exhausted:
+                log.warning("metrics_left_out", container=self.name)
 
     async def _wait_until_over(self) -> ContainerState | None:
         """The shim has said its last word: the container is about to be over, and is killed if it is not."""

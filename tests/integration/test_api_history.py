@@ -130,6 +130,35 @@ async def test_metrics_come_as_series_and_long_ones_keep_their_extremes(scene: S
     assert (after["series"], after["next_cursor"]) == ([], whole["next_cursor"])
 
 
+async def test_several_points_of_one_line_are_one_of_each_series_and_a_reader_may_stop_between_them(
+    scene: Scene,
+) -> None:
+    path = await trained_with_output(scene)
+    run_id = path.rpartition("/")[2]
+    points = (*life.found(2, 0.5, 0.25).points, *life.metrics(9.0, first=3).points, *life.found(4, 1.5, 1.25).points)
+    told = life.metrics(run_id=run_id).model_copy(update={"points": points})
+    await scene.auditor.on_output([life.received(told)])
+    assert (await scene.get(f"{path}/metrics"))["complete"] is False
+    await scene.auditor.on_output([life.received(life.logs("a", "b", first=2, run_id=run_id))])
+    await scene.auditor.on_output([life.received(life.logs("c", first=4, run_id=run_id), sequence=1)])
+    page = await scene.get(f"{path}/metrics")
+    values = {series["name"]: [point["value"] for point in series["points"]] for series in page["series"]}
+    assert (values, page["complete"]) == ({"m1": [0.5, 1.5], "m2": [0.25, 1.25], "loss": [9.0]}, True)
+    events = await followed(scene, f"{path}/metrics")
+    shown = [(json.loads(event["data"])["name"], json.loads(event["data"])["value"]) for event in events[:-1]]
+    assert shown == [("m1", 0.5), ("m2", 0.25), ("loss", 9.0), ("m1", 1.5), ("m2", 1.25)]
+    assert len({event["id"] for event in events[:-1]}) == 5
+    for place, event in enumerate(events[:-1], 1):
+        rest = await followed(scene, f"{path}/metrics", **{"Last-Event-ID": event["id"]})
+        assert rest == events[place:]
+        after = await scene.get(f"{path}/metrics", after=event["id"])
+        assert sum(series["total_points"] for series in after["series"]) == 5 - place
+    assert page["next_cursor"] == events[-2]["id"]
+    assert (await scene.get(f"{path}/metrics", after=page["next_cursor"]))["next_cursor"] == page["next_cursor"]
+    lines = await scene.get(f"{path}/logs", after=events[0]["id"])
+    assert [line["text"] for line in lines["items"]] == ["b", "c"]
+
+
 async def test_a_runs_events_are_paged_in_their_order(scene: Scene) -> None:
     path = await trained_with_output(scene)
     first = await scene.get(f"{path}/events", limit=3)

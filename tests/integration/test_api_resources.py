@@ -166,6 +166,52 @@ async def test_assets_are_replaced_by_type_and_name_and_deleted(scene: Scene) ->
     assert (await scene.asset(model_id, data={"surprise": "x"})).status_code == 422
 
 
+DEFINED = [{"name": "loss", "regex": "loss=([0-9.eE+-]+)"}, {"name": "größe/µm", "regex": r"\\bsize: (\\d+)"}]
+
+
+async def test_metric_definitions_are_shown_as_they_were_given_and_pinned_by_runs(scene: Scene) -> None:
+    model_id = await scene.bare_model(dataset_id=await scene.dataset(), metric_definitions=DEFINED)
+    assert (await scene.get(f"/api/v1/models/{model_id}"))["metric_definitions"] == DEFINED
+    without = await scene.bare_model()
+    assert [model["metric_definitions"] for model in (await scene.get("/api/v1/models"))["items"]] == [[], DEFINED]
+    assert (await scene.get(f"/api/v1/models/{without}"))["metric_definitions"] == []
+    await scene.asset(model_id)
+    run_id = await scene.accepted(model_id)
+    told = await scene.admin.fetchval("SELECT value FROM registry.outbox WHERE subject = $1", run_id)
+    assert json.loads(told)["spec"]["metric_definitions"] == DEFINED
+
+
+async def test_wrong_metric_definitions_are_refused_each_by_its_place(scene: Scene) -> None:
+    given = [
+        DEFINED[0],
+        {"name": "a\nb", "regex": "(a)"},
+        {"name": "c", "regex": "(a)(b)"},
+        {"name": "d", "regex": "("},
+    ]
+    body = {"name": "m", "model_type": "custom", "metric_definitions": given}
+    answer = await scene.http.post("/api/v1/models", json=body)
+    assert (answer.status_code, slug_of(answer)) == (422, "validation-failed")
+    assert [error["pointer"] for error in answer.json()["errors"]] == [
+        "/metric_definitions/1/name",
+        "/metric_definitions/2/regex",
+        "/metric_definitions/3/regex",
+    ]
+    for number, status in ((40, 201), (41, 422)):
+        many = [{"name": f"m{place}", "regex": "(a)"} for place in range(number)]
+        assert (await scene.http.post("/api/v1/models", json=body | {"metric_definitions": many})).status_code == status
+
+
+async def test_a_key_covers_metric_definitions_too(scene: Scene) -> None:
+    headers = {"Idempotency-Key": "model-1"}
+    body = {"name": "m", "model_type": "custom", "metric_definitions": DEFINED}
+    first = await scene.http.post("/api/v1/models", json=body, headers=headers)
+    again = await scene.http.post("/api/v1/models", json=body, headers=headers)
+    assert (again.status_code, again.json()) == (201, first.json())
+    for other in (DEFINED[:1], DEFINED[::-1], []):
+        refused = await scene.http.post("/api/v1/models", json=body | {"metric_definitions": other}, headers=headers)
+        assert slug_of(refused) == "idempotency-key-reused"
+
+
 async def test_an_upload_with_a_key_is_compared_by_its_bytes(scene: Scene) -> None:
     model_id = await scene.bare_model()
     headers = {"Idempotency-Key": "upload-1"}

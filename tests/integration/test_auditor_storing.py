@@ -27,6 +27,7 @@ from tests.life_of_a_run import (
     cancellation,
     cancelled,
     failed,
+    found,
     logs,
     metrics,
     queued,
@@ -222,6 +223,36 @@ async def test_output_is_stored_once_even_before_its_run(handlers: Handlers, api
     assert [tuple(point) for point in points] == [(3, "loss", 0.5, 0), (4, "loss", 0.25, 1)]
     row = await api.fetchrow("SELECT output_sequence, stored_output_sequence FROM ledger.runs_v1")
     assert tuple(row) == (4, 4)
+
+
+async def test_points_of_one_line_are_all_stored_and_each_once(handlers: Handlers, api: asyncpg.Connection) -> None:
+    two_lines = batch(found(2, 0.5, 0.25, 0.125), found(3, 1.5), found(2, 9.0, attempt=2), logs("one", "two", first=2))
+    for _ in range(3):
+        await handlers.on_output(two_lines)
+    rows = await api.fetch(
+        "SELECT attempt, sequence, place, name, value, step FROM ledger.metric_points_v1 ORDER BY 1, 2, 3"
+    )
+    assert [tuple(row) for row in rows] == [
+        (1, 2, 1, "m1", 0.5, None),
+        (1, 2, 2, "m2", 0.25, None),
+        (1, 2, 3, "m3", 0.125, None),
+        (1, 3, 1, "m1", 1.5, None),
+        (2, 2, 1, "m1", 9.0, None),
+    ]
+
+
+async def test_points_of_a_line_do_not_say_that_the_line_is_stored(handlers: Handlers, api: asyncpg.Connection) -> None:
+    stored = "SELECT stored_output_sequence FROM ledger.runs_v1"
+    await handlers.on_runs(batch(requested()))
+    assert await api.fetchval(stored) == 0
+    await handlers.on_output(batch(found(4, 0.5)))
+    assert await api.fetchval(stored) == 0
+    await handlers.on_output(batch(metrics(0.5, first=3)))
+    assert await api.fetchval(stored) == 3
+    await handlers.on_output(batch(logs("a line", first=4)))
+    assert await api.fetchval(stored) == 4
+    await handlers.on_output(batch(found(5, 0.5), metrics(0.5, 0.25, first=6)))
+    assert await api.fetchval(stored) == 7
 
 
 async def test_output_of_a_lost_attempt_does_not_count_as_the_final_ones(

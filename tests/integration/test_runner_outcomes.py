@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from schemas.events import LogsAppended, MetricsReported, RunCancelled, RunFailed, RunStarted, RunSucceeded
+from schemas.parts import MetricDefinition
 from schemas.reason import Reason
 from services.backbone.settings import ServiceSettings
 from tests.integration.runner_scene import Scene, a_scene, attempt_events, ref
@@ -92,6 +93,26 @@ async def test_lines_are_told_as_fast_as_they_are_written(scene: Scene) -> None:
     assert asyncio.get_running_loop().time() - began < 30  # the engine's chunks are lines; 16 in each pause took 62
     await scene.until(lambda: len(scene.lines(queued)) >= 5000)
     assert scene.lines(queued) == [f"line {number}" for number in range(5000)]
+
+
+async def test_the_slowest_patterns_hold_up_nobody_but_their_own_run(scene: Scene) -> None:
+    """Each takes a tenth of a second for such a line: longer together than a silent stream is waited for."""
+    slow = await scene.queue("print('ab' * 8000)\nprint('last loss=0.5')")
+    regexes = (*(rf"(?:[ab]?){{{number}}}(?:[ab]*)(c)" for number in range(960, 999)), r"loss=(\S+)")
+    definitions = tuple(MetricDefinition(name=f"m{place}", regex=regex) for place, regex in enumerate(regexes, 1))
+    await scene.dispatch(
+        slow.model_copy(update={"spec": slow.spec.model_copy(update={"metric_definitions": definitions})})
+    )
+    await scene.until(lambda: attempt_events(scene, slow, RunStarted))
+    beats = len(scene.heartbeats())
+    neighbour = await scene.queue("print('done')")
+    await scene.dispatch(neighbour)
+    await scene.until_ended(neighbour)
+    assert scene.ends(slow) == []
+    assert isinstance(await scene.until_ended(slow), RunSucceeded)
+    assert len(scene.heartbeats()) >= beats + 1
+    told = [p for e in attempt_events(scene, slow, MetricsReported) for p in e.data.points]  # type: ignore[union-attr]
+    assert [(point.place, point.name, point.value) for point in told] == [(40, "m40", 0.5)]
 
 
 async def test_an_artifact_that_is_a_link_is_refused(scene: Scene) -> None:

@@ -6,9 +6,11 @@ import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
-from schemas.events import LogsAppended, RunCancelled, RunQueued, RunStarted, RunSucceeded
+from schemas.events import LogsAppended, MetricsReported, RunCancelled, RunQueued, RunStarted, RunSucceeded
+from schemas.parts import MetricDefinition
 from schemas.reason import Reason
 from services.backbone.settings import ServiceSettings
 from tests.integration.runner_scene import Scene, a_scene, attempt_events
@@ -53,6 +55,41 @@ async def test_a_runner_that_was_killed_in_mid_run_finds_the_container_again_and
     assert [sequence for sequence, _ in told] == sorted({sequence for sequence, _ in told})
     assert len({event.id for event in attempt_events(scene, queued, RunStarted)}) == 1
     assert len(scene.ends(queued)) == 1
+
+
+@pytest.mark.parametrize("point", ["after_output_promised", "after_output_publish", None])
+async def test_metrics_found_in_the_log_are_neither_lost_nor_doubled_by_a_runner_that_was_killed(
+    scene: Scene, tmp_path: Path, point: str | None
+) -> None:
+    queued = with_definitions(await scene.queue(COUNTS), number=r"line (\d+)", tens=r"(\d)\d$")
+    armed = tmp_path / "armed"
+    armed.mkdir()
+    async with scene.runner(RUNYARD_CRASH_POINTS=str(armed)) as process:
+        await scene.dispatch(queued)
+        await scene.until_line(queued, "line 12")
+        if point is None:
+            os.kill(process.pid, signal.SIGKILL)
+        else:
+            (armed / point).touch()
+        await process.wait()
+    async with scene.runner():
+        assert isinstance(await scene.until_ended(queued), RunSucceeded)
+        await scene.until_line(queued, "line 39")
+        await scene.until_nothing_is_left()
+    sequence_of = {text: sequence for sequence, text in distinct_lines(scene, queued)}
+    first = {event.id: event.data for event in attempt_events(scene, queued, MetricsReported)}
+    told = [point for data in first.values() for point in data.points]  # type: ignore[union-attr]
+    assert [(p.sequence, p.place, p.name, p.value, p.step) for p in told] == [
+        (sequence_of[f"line {number}"], place, name, value, None)
+        for number in range(40)
+        for place, name, value in ((1, "number", number), (2, "tens", number // 10))
+        if place == 1 or number >= 10
+    ]
+
+
+def with_definitions(queued: RunQueued, **regexes: str) -> RunQueued:
+    definitions = tuple(MetricDefinition(name=name, regex=regex) for name, regex in regexes.items())
+    return queued.model_copy(update={"spec": queued.spec.model_copy(update={"metric_definitions": definitions})})
 
 
 async def test_a_run_that_ends_while_no_runner_is_there_is_told_by_the_next(scene: Scene) -> None:

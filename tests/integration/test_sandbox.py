@@ -227,8 +227,9 @@ def test_the_script_has_no_rights_no_network_and_nothing_to_write_but_its_own(at
     assert found["own_slot_readable"]
     assert found["oom_score_adj"] == "1000"
     assert " ".join(found["environment"]) == (
-        "ATTEMPT CHECKPOINT_PATH DATASET_PATH FAILURE_PATH HOME LANG METRICS_PATH MODEL_OUTPUT_PATH PATH"
-        " PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED RESUME RUN_ID TMPDIR"
+        "ATTEMPT CHECKPOINT_PATH DATASET_PATH FAILURE_PATH GIT_PYTHON_REFRESH HOME LANG METRICS_PATH"
+        " MLFLOW_ALLOW_FILE_STORE MLFLOW_DISABLE_TELEMETRY MLFLOW_TRACKING_URI MODEL_OUTPUT_PATH PATH PYTHONDONTWRITEBYTECODE PYTHONPATH"
+        " PYTHONUNBUFFERED RESUME RUN_ID TMPDIR USER"
     )
     assert found["core_limit"] == [0, 0]
     assert 20 < found["forks"] < 40

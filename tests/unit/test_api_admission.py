@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.parts import Compute, PinnedAsset, PinnedObject, TrainingSpec
+from schemas.parts import Compute, MetricDefinition, PinnedAsset, PinnedObject, TrainingSpec
 from services.api.admission import ModelFacts, Refusal, RefusalKind, TrainingRequest, admit
 
 SCRIPT = PinnedAsset(asset_id="ast-1", asset_type="script", filename="train.py", sha256="a" * 64, size_bytes=1)
@@ -34,6 +34,13 @@ def test_an_admitted_request_pins_all_assets_and_the_dataset() -> None:
     assert spec.assets == (SCRIPT, TABLE)
     assert spec.variable_names == ("EPOCHS",)
     assert (spec.dataset.dataset_id, spec.dataset.filename, spec.dataset.sha256) == ("dts-1", "wine.csv", "c" * 64)
+
+
+def test_an_admitted_request_pins_the_metric_definitions_of_the_model() -> None:
+    definitions = (MetricDefinition(name="loss", regex="loss=(.*)"),)
+    spec = admit(replace(FACTS, metric_definitions=definitions), REQUEST)
+    assert isinstance(spec, TrainingSpec)
+    assert spec.metric_definitions == definitions
 
 
 @pytest.mark.parametrize(

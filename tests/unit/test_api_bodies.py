@@ -188,6 +188,64 @@ def test_other_names_are_refused(name: str) -> None:
         ModelBody(name=name, model_type="custom")
 
 
+def model(*definitions: Any) -> ModelBody:
+    return ModelBody.model_validate({"name": "m", "model_type": "custom", "metric_definitions": list(definitions)})
+
+
+def wrong_places(*definitions: Any) -> set[tuple[int | str, ...]]:
+    with pytest.raises(ValidationError) as caught:
+        model(*definitions)
+    return {error["loc"] for error in caught.value.errors()}
+
+
+def defined(name: object = "loss", regex: object = "loss=(.*)") -> dict[str, object]:
+    return {"name": name, "regex": regex}
+
+
+def test_a_model_without_metric_definitions_reads_as_it_did_before_there_were_any() -> None:
+    assert model().metric_definitions == []
+    assert model().model_dump() == {"name": "m", "model_type": "custom", "dataset_id": None}
+    assert model(defined()).model_dump()["metric_definitions"] == [defined()]
+
+
+def test_forty_metric_definitions_are_accepted_and_one_more_is_not() -> None:
+    many = [defined(name=f"m{number}") for number in range(41)]
+    assert len(model(*many[:40]).metric_definitions) == 40
+    assert wrong_places(*many) == {("metric_definitions",)}
+
+
+@pytest.mark.parametrize("name", ["x", "x" * 256, "é" * 256, "val/loss (kg)"])
+def test_a_metric_is_named_as_in_metrics_path(name: str) -> None:
+    assert model(defined(name=name)).metric_definitions[0].name == name
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257, "a\nb", "a\u200bb", "\0", "\ud800", 7, None])
+def test_other_names_of_metrics_are_refused(name: object) -> None:
+    assert wrong_places(defined("fine"), defined(name=name)) == {("metric_definitions", 1, "name")}
+
+
+@pytest.mark.parametrize("regex", ["(.)", "x" * 253 + "(.)", "é" * 253 + "(.)", r"a\tb(?:c|d)(\d+)"])
+def test_a_pattern_with_one_group_is_accepted(regex: str) -> None:
+    assert model(defined(regex=regex)).metric_definitions[0].regex == regex
+
+
+@pytest.mark.parametrize(
+    "regex",
+    ["", "x" * 254 + "(.)", "loss=.*", "(a)(b)", "(", r"(a)\1", "(?=a)(b)", r"(\pL{20})", "a\n(b)", "(\0)", 1, None],
+)
+def test_other_patterns_are_refused(regex: object) -> None:
+    assert wrong_places(defined("fine"), defined(regex=regex)) == {("metric_definitions", 1, "regex")}
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    with pytest.raises(ValidationError, match="number 3"):
+        model(defined("a"), defined("b"), defined("a"))
+    assert wrong_places({"name": "a"}, {**defined(), "step": 1}) == {
+        ("metric_definitions", 0, "regex"),
+        ("metric_definitions", 1, "step"),
+    }
+
+
 @pytest.mark.parametrize(
     "name", ["a", "train.py", ".hidden", "two words.csv", "x" * 255, "é" * 127, "a..b", "größe.csv"]
 )

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from services.api.cursors import CursorRefused, decode_cursor, decode_place, encode_cursor, encode_place
+from services.api.cursors import (
+    CursorRefused,
+    decode_cursor,
+    decode_place,
+    decode_position,
+    encode_cursor,
+    encode_place,
+    encode_position,
+)
 
 printable = some.text(max_size=40).filter(str.isprintable)
 numbers = some.integers(0, 2**31 - 1)
@@ -89,3 +97,21 @@ def test_garbage_is_no_place_in_a_list(text: str) -> None:
 def test_a_cursor_that_nests_too_deeply_is_refused() -> None:
     with pytest.raises(CursorRefused):
         decode_cursor(base64.urlsafe_b64encode(b"[" * 380).decode().rstrip("="), int)
+
+
+@given(numbers, numbers, numbers)
+def test_a_position_in_the_output_comes_back_as_it_was(attempt: int, sequence: int, place: int) -> None:
+    assert decode_position(encode_position((attempt, sequence, place))) == (attempt, sequence, place)
+
+
+def test_a_position_without_a_place_is_the_cursor_that_it_was_before_there_were_places() -> None:
+    assert encode_position((2, 7, 0)) == encode_cursor(2, 7)
+    assert decode_position(None) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "value", [[1], [1, 2, 3, 4], [1, 2, -1], [1, 2, 2**31], [1, 2, "a"], [1, 2, True], [1, 2, None]]
+)
+def test_other_positions_are_refused(value: object) -> None:
+    with pytest.raises(CursorRefused):
+        decode_position(cursor_of(value))

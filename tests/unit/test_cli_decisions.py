@@ -21,7 +21,7 @@ from services.cli.service_process import Verdict, after_death
 from services.cli.sparkline import metrics_table, sparkline
 from services.cli.system import Addresses, SystemOptions, can_bind, service_settings
 from services.cli.tokens import Claims, duration_s, write_token
-from services.cli.train import variables_of
+from services.cli.train import definitions_of, variables_of
 from services.cli.up import _command
 from services.cli.uploads import asset_type_of
 
@@ -86,6 +86,13 @@ def test_variables_may_hold_equal_signs_and_nothing() -> None:
 def test_a_variable_without_name_or_sign_is_refused(word: str) -> None:
     with pytest.raises(UsageRefused, match="NAME=VALUE"):
         variables_of([word])
+
+
+def test_a_metric_s_pattern_may_hold_equal_signs_and_a_word_without_one_is_refused() -> None:
+    assert definitions_of(["loss=loss=(.+)"]) == [{"name": "loss", "regex": "loss=(.+)"}]
+    for word in ("loss", "=(.+)", ""):
+        with pytest.raises(UsageRefused, match="NAME=REGEX"):
+            definitions_of([word])
 
 
 def test_assets_are_told_apart_by_their_names() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def test_only_out_belongs_to_the_script_and_secrets_are_for_its_eyes_only(folder
         "run-1": 0o700,
         "slot": 0o500,
         "spec.json": 0o400,
+        "plugins": 0o500,
+        "runyard_mlflow.py": 0o400,
+        "runyard_mlflow-1.dist-info": 0o500,
+        "METADATA": 0o400,
+        "entry_points.txt": 0o400,
         "code": 0o755,
         "train.py": 0o444,
         "data": 0o755,
@@ -127,9 +133,9 @@ def test_what_is_promised_is_no_secret_even_if_a_variable_has_its_name() -> None
 def test_only_a_run_with_packages_finds_them_on_its_path() -> None:
     told: dict[str, Any] = {"run_id": "run-1", "attempt": 1, "entry_point": "train.py", "dataset_filename": "a.csv"}
     without = Orders(variables={}, deadline_s=1, **told)
-    assert "PYTHONPATH" not in environment(without)
+    assert environment(without)["PYTHONPATH"] == "/runyard/slot/plugins"
     with_packages = Orders(variables={"PYTHONPATH": "/tmp"}, deadline_s=1, has_packages=True, **told)
-    assert environment(with_packages)["PYTHONPATH"] == "/runyard/packages/site"
+    assert environment(with_packages)["PYTHONPATH"] == "/runyard/packages/site:/tmp:/runyard/slot/plugins"
 
 
 @pytest.mark.parametrize(("resume", "told"), [(False, "0"), (True, "1")])
@@ -142,6 +148,20 @@ def test_a_script_is_told_where_to_keep_checkpoints_which_attempt_it_is_and_whet
         "RESUME": told,
         "ATTEMPT": "2",
         "CHECKPOINT_PATH": "/runyard/out/checkpoint",
+    }
+
+
+def test_mlflow_finds_our_store_unless_the_script_s_variables_say_otherwise(folder: RunFolder) -> None:
+    ours = environment(ORDERS)
+    assert ours["MLFLOW_TRACKING_URI"] == "runyard:///tmp/mlflow"
+    assert (ours["MLFLOW_ALLOW_FILE_STORE"], ours["PYTHONPATH"]) == ("true", "/runyard/slot/plugins")
+    theirs = environment(replace(ORDERS, variables={"MLFLOW_TRACKING_URI": "file:///tmp/m", "PYTHONPATH": "/tmp/a"}))
+    assert (theirs["MLFLOW_TRACKING_URI"], theirs["PYTHONPATH"]) == ("file:///tmp/m", "/tmp/a:/runyard/slot/plugins")
+    [distribution] = metadata.distributions(path=[str(folder.slot / "plugins")])
+    assert (distribution.metadata["Name"], distribution.version) == ("runyard_mlflow", "1")
+    assert {(point.group, point.name, point.value) for point in distribution.entry_points} == {
+        ("mlflow.tracking_store", "runyard", "runyard_mlflow:tracking_store"),
+        ("mlflow.model_registry_store", "runyard", "runyard_mlflow:registry_store"),
     }
 
 

@@ -6,9 +6,10 @@ from schemas.cloudevents import data_of, decode
 from schemas.events import LogsAppended, MetricsReported
 from schemas.ids import event_id
 from schemas.parts import RunAttempt
+from services.runner.definitions import POINT_OVERHEAD_BYTES, Found, MeasuredLog
 from services.runner.events import Pen
 from services.runner.frames import Dropped, End, Frame, Log, Metric, Started, Timeout
-from services.runner.output import MAX_BATCH_FRAMES, Batch, Batches, events_of
+from services.runner.output import MAX_BATCH_BYTES, MAX_BATCH_FRAMES, Batch, Batches, events_of
 
 NOW = datetime(2026, 3, 13, 16, 10, tzinfo=UTC)
 PEN = Pen("rnr-1", RunAttempt(run_id="run-1", attempt=2), None)
@@ -109,6 +110,56 @@ def test_dropped_lines_are_counted_and_told_at_their_place_in_the_log() -> None:
     assert (gap.sequence, gap.stream, gap.truncated, told.dropped_lines) == (4, "stderr", True, 1234)
     assert gap.text == "[runyard] 1,234 lines (56,789 bytes) were dropped here: more than 2,000 lines a second"
     assert batches.last_output == 4
+
+
+def measured(seq: int, *values: float) -> MeasuredLog:
+    found = tuple(Found(place=place, name=f"m{place}", value=value) for place, value in enumerate(values, 1))
+    return MeasuredLog(seq=seq, stream="stdout", text="hello", at=NOW, found=found)
+
+
+def test_a_line_with_metrics_is_told_as_a_line_and_as_points_that_have_its_sequence() -> None:
+    batch = added(Batches(), measured(1, 0.5, 0.25), metric(2), line(3), measured(4, 0.125)).take()
+    assert batch is not None
+    metrics, logs = events_of(batch, PEN, NOW)
+    told = data_of("runyard.run.logs_appended.v1", logs.value)
+    assert isinstance(told, LogsAppended)
+    assert [entry.sequence for entry in told.lines] == [1, 3, 4]
+    points = data_of("runyard.run.metrics_reported.v1", metrics.value)
+    assert isinstance(points, MetricsReported)
+    assert [(point.sequence, point.place, point.name, point.value, point.step) for point in points.points] == [
+        (1, 1, "m1", 0.5, None),
+        (1, 2, "m2", 0.25, None),
+        (2, 0, "loss", 0.5, 1),
+        (4, 1, "m1", 0.125, None),
+    ]
+    assert decode(metrics.headers, metrics.value).id == event_id("run-1", 2, "runyard.run.metrics_reported.v1", 1)
+    assert decode(logs.headers, logs.value).id == event_id("run-1", 2, "runyard.run.logs_appended.v1", 1)
+
+
+def test_a_last_line_with_metrics_is_told_after_its_points() -> None:
+    batch = added(Batches(), metric(1), measured(2, 0.5)).take()
+    assert batch is not None
+    types = [decode(event.headers, event.value).data.type for event in events_of(batch, PEN, NOW)]
+    assert types == ["runyard.run.metrics_reported.v1", "runyard.run.logs_appended.v1"]
+
+
+def test_points_of_lines_count_in_a_batch_s_bytes_and_are_never_cut_from_their_line() -> None:
+    many = [measured(seq, *([0.5] * 40)) for seq in range(1, MAX_BATCH_FRAMES + 1)]
+    cut = sequences(added(Batches(), *many))
+    size = 128 + 5 + 40 * (POINT_OVERHEAD_BYTES + 3) - 9  # nine of the names have two letters
+    assert [len(batch) for batch in cut[:-1]] == [MAX_BATCH_BYTES // size] * (len(cut) - 1)
+    assert [seq for batch in cut for seq in batch] == list(range(1, MAX_BATCH_FRAMES + 1))
+
+
+def test_points_of_lines_are_the_same_when_a_batch_is_repeated() -> None:
+    log = [measured(1, 0.5), line(2), measured(3, 0.25, 0.125), metric(4), measured(5, 1.0)]
+    before = added(Batches(), *log[:4]).take()
+    after = Batches(sent=0, promised=4)
+    again = added(after, *log, *log).take()
+    assert before is not None
+    assert again is not None
+    assert events_of(before, PEN, NOW) == events_of(again, PEN, NOW)
+    assert sequences(after) == [[5]]
 
 
 def test_the_end_is_remembered_with_what_it_has_to_tell() -> None:
