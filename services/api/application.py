@@ -41,7 +41,8 @@ PROBLEM_SCHEMA = {
 
 def make_application(context: Context | None, health: Health) -> FastAPI:
     """Make the application; without a context it can only describe itself."""
-    app = FastAPI(title="Runyard", version=VERSION, description=DESCRIPTION)
+    # no redirects from "…/": they would go to whatever the Host header says
+    app = FastAPI(title="Runyard", version=VERSION, description=DESCRIPTION, redirect_slashes=False)
     app.state.context = context
     for routes in (routes_datasets, routes_models, routes_runs, routes_output, routes_versions, routes_audit):
         app.include_router(routes.router)
