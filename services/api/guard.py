@@ -41,6 +41,12 @@ WITH_BODY = (problems.BAD_REQUEST, problems.TOO_SLOW, problems.TOO_LARGE, proble
 KEYED = (problems.OUTCOME_UNKNOWN, problems.IDEMPOTENCY_KEY_REUSED)
 WITH_JSON = (*WITH_BODY, *KEYED, problems.MALFORMED_JSON)
 
+HEADERS_OF_STATUS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "pattern": "^Bearer "}}},
+    403: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "pattern": "^Bearer "}}},
+    503: {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}},
+}
+LOCATION = {"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}}
 RAW_BYTES = {"type": "string", "format": "binary"}
 SCHEMA_OF_RETURNS: dict[Returns, dict[str, str]] = {
     "application/octet-stream": RAW_BYTES,
@@ -55,16 +61,25 @@ REFUSALS_OF_BODY: dict[Sends, tuple[Kind, ...]] = {
 
 
 def guarded(
-    scope: Scope, *kinds: Kind, sends: Sends = "nothing", returns: Returns = "application/json"
+    scope: Scope,
+    *kinds: Kind,
+    sends: Sends = "nothing",
+    returns: Returns = "application/json",
+    located: int | None = None,
 ) -> dict[str, Any]:
-    """Say what a route needs, what else than JSON it may return, and how it may refuse: arguments for its decorator."""
+    """Say what a route needs, what it may return, and how it may refuse: arguments for its decorator.
+
+    `returns` is what else than JSON it may return, `located` the status whose answer says where the new resource is.
+    """
     more = REFUSALS_OF_BODY[sends]
     extra: dict[str, Any] = {"x-required-scope": scope, "x-sends": sends, "security": [{"bearer": [scope]}]}
     if sends == "dataset":
-        extra["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": RAW_BYTES}}}
+        extra["requestBody"] = {"required": False, "content": {"application/octet-stream": {"schema": RAW_BYTES}}}
     responses = _documented((*EVERYWHERE, *more, *kinds))
     if returns != "application/json":
         responses[200] = {"description": "Success", "content": {returns: {"schema": SCHEMA_OF_RETURNS[returns]}}}
+    if located is not None:
+        responses[located] = {"headers": LOCATION}
     form = {"form_limits": FORM_LIMITS} if sends == "asset" else {}
     return {"openapi_extra": extra, "responses": responses, **form}
 
@@ -81,6 +96,8 @@ def _documented(kinds: tuple[Kind, ...]) -> dict[int | str, dict[str, Any]]:
                 },
             },
         )
+        if kind.status in HEADERS_OF_STATUS:
+            response["headers"] = HEADERS_OF_STATUS[kind.status]
         response["description"] = "; ".join(filter(None, (response["description"], kind.title)))
         example = {"type": problems.TYPE_PREFIX + kind.slug, "title": kind.title, "status": kind.status}
         response["content"][problems.MEDIA_TYPE]["examples"][kind.slug] = {"value": example}

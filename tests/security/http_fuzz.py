@@ -135,7 +135,10 @@ def report(findings: Findings, took_s: float) -> list[str]:
         lines.append(f"{counted.total():6}  {operation!s:60} {by_status}")
     lines += [f"FAILED {failure}" for failure in findings.failures[:MOST_SHOWN]]
     lines += [f"FAILED {operation}: never seen to work" for operation in findings.never_well()]
-    return [*lines, f"{findings.cases} cases in {took_s:.0f} s, {len(findings.failures)} failures"]
+    return [
+        *lines,
+        f"{findings.cases} cases, {findings.requests} requests in {took_s:.0f} s, {len(findings.failures)} failures",
+    ]
 
 
 def main() -> None:
