@@ -48,9 +48,18 @@ HEADERS_OF_STATUS: dict[int, dict[str, Any]] = {
 }
 LOCATION = {"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}}
 RAW_BYTES = {"type": "string", "format": "binary"}
-SCHEMA_OF_RETURNS: dict[Returns, dict[str, str]] = {
+SCHEMA_OF_RETURNS: dict[Returns, dict[str, Any]] = {
     "application/octet-stream": RAW_BYTES,
-    "text/event-stream": {"type": "string", "description": "Server-sent events, with `follow=true`."},
+    "text/event-stream": {
+        "type": "object",
+        "description": "One server-sent event, with `follow=true`: `log` or `metric`, each with its cursor as id, then `end`.",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"enum": ["log", "metric", "end"]},
+            "id": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+    },
 }
 REFUSALS_OF_BODY: dict[Sends, tuple[Kind, ...]] = {
     "nothing": (),

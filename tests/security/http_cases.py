@@ -23,6 +23,8 @@ CHECKS = (
     *("allow_header_conformance", "missing_required_header", "ignored_auth"),
 )
 REQUEST_TIMEOUT_S = 10
+SYSTEMATIC = 1_000
+"""About how many cases of one pass follow from the document one by one."""
 STREAM_EVENTS = 20
 """How much of a followed stream is read: one of a run in progress has no end."""
 KNOWN = 0.6
@@ -42,6 +44,8 @@ BEYOND_THE_DOCUMENT = {
 """Fields whose value may be wrong although the document's schema allows it, and why."""
 NO_INTEGER = "Input should be a valid integer"
 """2.0 is an integer to JSON Schema, and none to us."""
+A_FILE_OF_ANOTHER_TYPE = "violates `type` at /properties/file"
+"""The bytes of a file are a file, whether they spell a number or a text."""
 BUSINESS = {
     *("no-script-asset", "entry-point-not-found", "no-dataset", "dataset-empty", "model-not-custom", "too-many-assets"),
     "idempotency-key-reused",
@@ -51,7 +55,10 @@ BUSINESS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A pass over the api: where it is, whose token is used, how many cases, and the values that are known."""
+    """A pass over the api: where it is, whose token is used, how many cases, and the values that are known.
+
+    A `systematic` pass also goes through every limit, missing field and method that the document has.
+    """
 
     name: str
     address: str
@@ -59,6 +66,12 @@ class Plan:
     cases: int
     seed: int
     known: dict[str, list[Any]]
+    systematic: bool = True
+
+    @property
+    def drawn(self) -> int:
+        """How many cases are drawn for each endpoint, besides those that follow from the document one by one."""
+        return max(5, (self.cases - SYSTEMATIC * self.systematic) // len(OPERATIONS))
 
 
 @dataclass
@@ -121,9 +134,13 @@ def configured(plan: Plan) -> schemathesis.Config:
             "suppress-health-check": ["all"],
             "auth": {"openapi": {"bearer": {"bearer": plan.token}}},
             "checks": {"enabled": False, **{name: {"enabled": True} for name in CHECKS}},
-            "phases": {"stateful": {"enabled": False}},
+            "phases": {
+                "stateful": {"enabled": False},
+                "coverage": {"enabled": plan.systematic},
+                "examples": {"enabled": plan.systematic},
+            },
             "generation": {
-                "max-examples": max(1, plan.cases // len(OPERATIONS)),
+                "max-examples": plan.drawn,
                 "database": "none",
                 "no-shrink": True,
                 "with-security-parameters": False,
@@ -151,14 +168,21 @@ def carry_out(plan: Plan, findings: Findings) -> None:
 def filter_failure(
     context: schemathesis.HookContext, failure: Failure, case: schemathesis.Case, response: schemathesis.Response
 ) -> bool:
-    """Keep a failure unless it is a refusal that the document cannot foresee."""
-    if type(failure).__name__ != "RejectedPositiveData" or response.status_code != 422:
-        return True
-    problem = response.json()
+    """Keep a failure unless the document could not have said better what happened."""
+    match type(failure).__name__:
+        case "RejectedPositiveData" if response.status_code == 422:
+            return not _foreseeable_only_by_us(response.json())
+        case "AcceptedNegativeData":
+            return A_FILE_OF_ANOTHER_TYPE not in failure.message
+    return True
+
+
+def _foreseeable_only_by_us(problem: dict[str, Any]) -> bool:
+    """Whether a refusal of what the document allows is one that no document can announce."""
     if problem["type"].rpartition("/")[2] in BUSINESS:
-        return False
+        return True
     errors = [error for error in problem.get("errors", ()) if error["message"] != NO_INTEGER]
-    return not {error.get("parameter", error.get("pointer")) for error in errors} <= set(BEYOND_THE_DOCUMENT)
+    return {error.get("parameter", error.get("pointer")) for error in errors} <= set(BEYOND_THE_DOCUMENT)
 
 
 def _note(plan: Plan, event: events.ScenarioFinished, findings: Findings) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 
+from services.backbone.telemetry import configure_logs
 from services.cli.embedded_postgres import EmbeddedPostgres
 from services.cli.embedded_process import free_port
 from tests.integration.api_scene import SEALING_KEY, SECRET, Scene, scene_on, token
@@ -96,8 +97,9 @@ async def _answering(address: str) -> None:
 def plans(address: str, cases: int, seed: int, known: dict[str, list[Any]]) -> list[Plan]:
     """Divide the cases: most by a token that may everything, some by one that may read, some by another tenant's."""
     everything = Plan("everything", address, token(), cases * 8 // 10, seed, known)
-    reader = replace(everything, name="reader", token=token(scope="models:read"), cases=cases // 10)
-    stranger = replace(everything, name="stranger", token=token("rival"), cases=cases // 10)
+    drawn = replace(everything, cases=cases // 10, systematic=False)
+    reader = replace(drawn, name="reader", token=token(scope="models:read"))
+    stranger = replace(drawn, name="stranger", token=token("rival"))
     return [everything, reader, stranger]
 
 
@@ -111,8 +113,11 @@ async def fuzz(cases: int, seed: int, folder: Path) -> Findings:
                 known = await known_values(scene)
             async with api_process(database, folder) as address:
                 while findings.cases < cases:
-                    for plan in plans(address, max(cases - findings.cases, len(OPERATIONS)), seed, known):
-                        await asyncio.to_thread(carry_out, plan, findings)
+                    first = findings.cases == 0
+                    for plan in plans(address, cases - findings.cases, seed, known):
+                        await asyncio.to_thread(
+                            carry_out, replace(plan, systematic=plan.systematic and first), findings
+                        )
                     seed += 1
         findings.failures.extend(_logged(folder / "api.log"))
     finally:
@@ -147,6 +152,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
+    configure_logs("http_fuzz", "warning")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="runyard-fuzz-") as folder:
         findings = asyncio.run(fuzz(chosen.cases, chosen.seed, Path(folder)))
