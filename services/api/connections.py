@@ -8,16 +8,20 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+READERS_PATIENCE = 10
+"""A reader has so many times the patience: what waits for it is up to a mebibyte of a download, on a slow line."""
+
 
 class Connection(H11Protocol):
-    """An HTTP/1.1 connection whose client must get on: `patience_s` for a head, and for taking what we send."""
+    """An HTTP/1.1 connection whose client must get on: `patience_s` for a head, ten times that to take what waits."""
 
     patience_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
         super().connection_made(transport)
-        self._heeding, self._taking = _Clock(transport, self.patience_s), _Clock(transport, self.patience_s)
+        self._heeding = _Clock(transport, self.patience_s)
+        self._taking = _Clock(transport, READERS_PATIENCE * self.patience_s)
         self._watch()
 
     def data_received(self, data: bytes) -> None:

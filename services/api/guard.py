@@ -52,7 +52,7 @@ SCHEMA_OF_RETURNS: dict[Returns, dict[str, Any]] = {
     "application/octet-stream": RAW_BYTES,
     "text/event-stream": {
         "type": "object",
-        "description": "One server-sent event, with `follow=true`: `log` or `metric`, each with its cursor as id, then `end`.",
+        "description": "A server-sent event, with `follow=true`: `log` or `metric`, its cursor as id; last an `end`.",
         "required": ["event", "data"],
         "properties": {
             "event": {"enum": ["log", "metric", "end"]},
