@@ -44,6 +44,8 @@ BEYOND_THE_DOCUMENT = {
 """Fields whose value may be wrong although the document's schema allows it, and why."""
 NO_INTEGER = "Input should be a valid integer"
 """2.0 is an integer to JSON Schema, and none to us."""
+NO_HTTP = b"Invalid HTTP request received."
+"""What the server itself says of a made-up Transfer-Encoding: such a request reaches no endpoint."""
 A_FILE_OF_ANOTHER_TYPE = "violates `type` at /properties/file"
 """The bytes of a file are a file, whether they spell a number or a text."""
 BUSINESS = {
@@ -169,6 +171,8 @@ def filter_failure(
     context: schemathesis.HookContext, failure: Failure, case: schemathesis.Case, response: schemathesis.Response
 ) -> bool:
     """Keep a failure unless the document could not have said better what happened."""
+    if response.content == NO_HTTP:
+        return False
     match type(failure).__name__:
         case "RejectedPositiveData" if response.status_code == 422:
             return not _foreseeable_only_by_us(response.json())

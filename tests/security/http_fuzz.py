@@ -27,6 +27,7 @@ from tests.security.http_cases import Findings, Plan, carry_out
 from tests.security.http_scene import OPERATIONS, furnish, migrated_database
 
 STARTS_WITHIN_S = 60.0
+TOKENS_LAST_S = 86_400
 TRAINABLE = 40
 SPARE_ASSETS = 40
 MOST_SHOWN = 40
@@ -96,10 +97,11 @@ async def _answering(address: str) -> None:
 
 def plans(address: str, cases: int, seed: int, known: dict[str, list[Any]]) -> list[Plan]:
     """Divide the cases: most by a token that may everything, some by one that may read, some by another tenant's."""
-    everything = Plan("everything", address, token(), cases * 8 // 10, seed, known)
+    expiry = int(time.time()) + TOKENS_LAST_S
+    everything = Plan("everything", address, token(exp=expiry), cases * 8 // 10, seed, known)
     drawn = replace(everything, cases=cases // 10, systematic=False)
-    reader = replace(drawn, name="reader", token=token(scope="models:read"))
-    stranger = replace(drawn, name="stranger", token=token("rival"))
+    reader = replace(drawn, name="reader", token=token(scope="models:read", exp=expiry))
+    stranger = replace(drawn, name="stranger", token=token("rival", exp=expiry))
     return [everything, reader, stranger]
 
 
