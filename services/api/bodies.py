@@ -6,7 +6,7 @@ JSON types are strict and unknown fields are refused. Owns every limit of a body
 import operator
 import re
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -24,6 +24,10 @@ MAX_FILENAME_BYTES = 255
 MAX_METRIC_DEFINITIONS = 40
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+ONE_LINE = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
+"""What `plain_text` accepts, as the OpenAPI document says it (half characters are no text there to begin with)."""
+FILE_NAME = r"^[^/\\\u0000-\u001f\u007f-\u009f\u2028\u2029]{1,255}$"
+"""What the document can say of `safe_filename`."""
 RESERVED_NAMES = frozenset(
     {
         *("DATASET_PATH", "MODEL_OUTPUT_PATH", "METRICS_PATH", "CHECKPOINT_PATH", "FAILURE_PATH", "RUN_ID", "ATTEMPT"),
@@ -98,6 +102,7 @@ def bounded_variables(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
+<<<<<<< ours
 def printable(name: str) -> str:
     """Accept the name of a metric, as METRICS_PATH would take it.
 
@@ -122,9 +127,33 @@ def searchable(regex: str) -> str:
 PlainText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
 Filename = Annotated[str, AfterValidator(safe_filename)]
+||||||| base
+PlainText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
+Filename = Annotated[str, AfterValidator(safe_filename)]
+=======
+SAID_OF_VARIABLES: dict[str, Any] = {
+    "maxProperties": MAX_VARIABLES,
+    "propertyNames": {
+        "pattern": f"^{VARIABLE_NAME.pattern}$",
+        "not": {"anyOf": [{"enum": sorted(RESERVED_NAMES)}, {"pattern": f"^({'|'.join(RESERVED_PREFIXES)})"}]},
+    },
+    "additionalProperties": {"type": "string", "pattern": r"^[^\u0000]*$"},
+}
+PlainText = Annotated[
+    str, Field(max_length=MAX_NAME_CHARACTERS, json_schema_extra={"pattern": ONE_LINE}), AfterValidator(plain_text)
+]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_NAME_CHARACTERS, json_schema_extra={"pattern": ONE_LINE}),
+    AfterValidator(plain_text),
+]
+Filename = Annotated[str, Field(json_schema_extra={"pattern": FILE_NAME}), AfterValidator(safe_filename)]
+>>>>>>> theirs
 Variables = Annotated[
     dict[Annotated[str, AfterValidator(free_name)], Annotated[str, AfterValidator(passable_value)]],
     Field(
+        json_schema_extra=SAID_OF_VARIABLES,
         description=f"Variables for the script: at most {MAX_VARIABLES}, names and values together at most"
         f" {MAX_VARIABLES_BYTES} bytes. Names match {VARIABLE_NAME.pattern} and are none of "
         + ", ".join((*sorted(RESERVED_NAMES), *(f"{prefix}…" for prefix in RESERVED_PREFIXES)))
@@ -188,6 +217,7 @@ class ModelBody(Body):
 
     name: Name
     model_type: Literal["custom", "auto"]
+<<<<<<< ours
     dataset_id: str | None = Field(default=None, max_length=64, description="The dataset that its runs train on.")
     # Left out of a dump when there are none, so that the idempotency keys of before it was there still fit.
     metric_definitions: Annotated[
@@ -197,6 +227,16 @@ class ModelBody(Body):
         exclude_if=operator.not_,
         description="Metrics that are found in the logs of its runs; each name once.",
     )
+||||||| base
+    dataset_id: str | None = Field(default=None, max_length=64, description="The dataset that its runs train on.")
+=======
+    dataset_id: str | None = Field(
+        default=None,
+        max_length=64,
+        description="The dataset that its runs train on.",
+        json_schema_extra={"pattern": "^[A-Za-z0-9._-]+$"},
+    )
+>>>>>>> theirs
 
 
 class ComputeBody(Body):

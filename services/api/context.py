@@ -19,11 +19,13 @@ from services.backbone.objects import Objects
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many bytes a body may have, and how often a followed stream looks for more."""
+    """How many bytes a body may have, how slowly it may come, and how often a followed stream looks for more."""
 
     json_bytes: int
     asset_bytes: int
     dataset_bytes: int
+    patience_s: float
+    body_bytes_per_s: int
     follow_poll_s: float
 
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 
 MAX_CHARACTERS = 512
 
@@ -81,8 +81,8 @@ def decode_place(text: str | None) -> tuple[datetime | None, str | None]:
     moment, identity = decode_cursor(text, str, str)
     try:
         created_at = datetime.fromisoformat(str(moment))
-    except ValueError as error:
+        if created_at.tzinfo is None:
+            raise ValueError("no offset")
+        return created_at.astimezone(UTC), str(identity)
+    except (ValueError, OverflowError) as error:  # the first day of the year 1 is none everywhere
         raise CursorRefused("not a cursor of this list") from error
-    if created_at.tzinfo is None:
-        raise CursorRefused("not a cursor of this list")
-    return created_at, str(identity)

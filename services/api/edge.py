@@ -9,10 +9,10 @@ import secrets
 import time
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.api.problems import Problem, internal_error, render, unavailable
+from services.api.problems import BAD_REQUEST, Problem, internal_error, render, unavailable
 from services.backbone.errors import is_transient
 from services.backbone.telemetry import new_traceparent
 
@@ -40,7 +40,11 @@ class Edge:
         began = time.monotonic()
         with structlog.contextvars.bound_contextvars(request_id=request.state.request_id):
             try:
+                if "transfer-encoding" in request.headers and "content-length" in request.headers:
+                    raise _two_lengths()
                 await self._app(scope, receive, answer.send)
+            except ClientDisconnect:
+                log.info("client_gone")  # in the middle of its body: nobody is there to be answered
             except Exception as error:
                 problem = _problem_of(error)
                 if answer.status is not None:
@@ -71,7 +75,16 @@ def _given(request: Request, header: str, form: re.Pattern[str]) -> str | None:
     return value if form.fullmatch(value) else None
 
 
+def _two_lengths() -> Problem:
+    """Make the problem of a body that ends at two places: a proxy may believe the other one (RFC 9112, 6.1)."""
+    return Problem(
+        BAD_REQUEST, "Send a Content-Length or a Transfer-Encoding, not both.", headers={"Connection": "close"}
+    )
+
+
 def _problem_of(error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
     if is_transient(error):
         log.warning("request_interrupted", error=repr(error))
         return unavailable("The service cannot reach its database or object store; try again in a moment.")

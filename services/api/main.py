@@ -12,6 +12,7 @@ import uvicorn
 
 from schemas.topics import LOAD, RUNS, TOPICS
 from services.api.application import make_application
+from services.api.connections import connection_type
 from services.api.context import Context, Limits
 from services.api.handlers import Handlers
 from services.api.load import LoadView
@@ -68,6 +69,8 @@ def make_context(settings: ApiSettings, pool: asyncpg.Pool, health: Health, clie
         json_bytes=settings.max_json_bytes,
         asset_bytes=settings.max_asset_bytes,
         dataset_bytes=settings.max_dataset_bytes,
+        patience_s=settings.client_patience_s,
+        body_bytes_per_s=settings.slowest_body_bytes_per_s,
         follow_poll_s=settings.follow_poll_s,
     )
     tokens = TokenVerifier(_keys(settings, client), settings.jwt_issuer, settings.jwt_audience, settings.jwt_leeway_s)
@@ -80,16 +83,24 @@ def _keys(settings: ApiSettings, client: httpx.AsyncClient) -> Keys:
     return PublishedKeys(str(settings.jwt_jwks_url), client)
 
 
-async def _serve_http(settings: ApiSettings, context: Context) -> None:
+def make_server(settings: ApiSettings, context: Context) -> uvicorn.Server:
+    """Make the HTTP server, not started yet."""
     config = uvicorn.Config(
         make_application(context, context.health),
         host=settings.api_host,
         port=settings.api_port,
+        http=connection_type(settings.client_patience_s),
+        ws="none",
         log_level="warning",
         access_log=False,
+        server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    server = uvicorn.Server(config)
+    return uvicorn.Server(config)
+
+
+async def _serve_http(settings: ApiSettings, context: Context) -> None:
+    server = make_server(settings, context)
     try:
         await server._serve()
     except asyncio.CancelledError:

@@ -4,21 +4,20 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import AwareDatetime
 
 from services.api.context import CurrentCall
 from services.api.cursors import decode_cursor, encode_cursor
 from services.api.guard import GuardedRoute, guarded
 from services.api.history import AuditFilter, select_audit
-from services.api.parameters import DEFAULT_PAGE, FilterText, Limit, NumberCursor
+from services.api.parameters import DEFAULT_PAGE, FilterText, Limit, Moment, NumberCursor
 from services.api.resources import AuditEntry, Page
 
 router = APIRouter(prefix="/api/v1/audit-log", tags=["audit"], route_class=GuardedRoute)
 
 
 async def _period(
-    since: Annotated[AwareDatetime | None, Query(description="From this time on (RFC 3339, with an offset).")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Before this time.")] = None,
+    since: Annotated[Moment | None, Query(description="From this time on (RFC 3339, with an offset).")] = None,
+    until: Annotated[Moment | None, Query(description="Before this time.")] = None,
 ) -> tuple[datetime | None, datetime | None]:
     return since, until
 

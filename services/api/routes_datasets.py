@@ -28,7 +28,11 @@ router = APIRouter(prefix="/api/v1/datasets", tags=["datasets"], route_class=Gua
 
 
 @router.post(
-    "", status_code=201, response_model=Dataset, summary="Create a dataset", **guarded("models:write", sends="json")
+    "",
+    status_code=201,
+    response_model=Dataset,
+    summary="Create a dataset",
+    **guarded("models:write", sends="json", located=201),
 )
 async def create_dataset(body: DatasetBody, call: CurrentCall, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a dataset; upload its bytes with PUT to its `content`."""

@@ -54,7 +54,7 @@ class AssetForm(BaseModel):
     response_model=Model,
     tags=["models"],
     summary="Create a model",
-    **guarded("models:write", sends="json"),
+    **guarded("models:write", sends="json", located=201),
 )
 async def create_model(body: ModelBody, call: CurrentCall, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a model, linked to the dataset that its runs train on."""
@@ -99,7 +99,7 @@ async def get_model(model_id: str, call: CurrentCall) -> Model:
     response_model=Asset,
     tags=["assets"],
     summary="Upload an asset",
-    **guarded("models:write", problems.NOT_FOUND, problems.TOO_MANY_ASSETS, sends="asset"),
+    **guarded("models:write", problems.NOT_FOUND, problems.TOO_MANY_ASSETS, sends="asset", located=201),
 )
 async def create_asset(
     model_id: str,

@@ -45,7 +45,7 @@ KIND_OF_REFUSAL: dict[RefusalKind, Kind] = {
     status_code=202,
     response_model=CustomTrainingRun,
     summary="Train a custom model",
-    **guarded("training:run", problems.NOT_FOUND, *KIND_OF_REFUSAL.values(), sends="json"),
+    **guarded("training:run", problems.NOT_FOUND, *KIND_OF_REFUSAL.values(), sends="json", located=202),
 )
 async def train(model_id: str, body: TrainBody, call: CurrentCall, idempotency_key: IdempotencyKey = None) -> Response:
     """Run the model's script on its dataset, in a sandbox. Poll the run, its logs or its metrics by `run_id`.

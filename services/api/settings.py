@@ -27,6 +27,8 @@ class ApiSettings(DatabaseSettings):
     max_json_bytes: int = Field(default=MIB, ge=1024)
     max_asset_bytes: int = Field(default=100 * 1_000_000, ge=1)
     max_dataset_bytes: int = Field(default=10 * GIB, ge=1)
+    client_patience_s: float = Field(default=30, gt=0)
+    slowest_body_bytes_per_s: int = Field(default=8192, ge=1)
     sweep_every_s: float = Field(default=600, gt=0)
     follow_poll_s: float = Field(default=0.3, gt=0)
 

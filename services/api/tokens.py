@@ -5,6 +5,8 @@ published keys, never both families. Owns the check; never decides what a caller
 """
 
 import asyncio
+import base64
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ import httpx
 import jwt
 import structlog
 
+from services.api.strict_json import read_strictly
+
 MAX_TOKEN_CHARACTERS = 8192
 MAX_CLAIM_CHARACTERS = 256
 KEYS_FRESH_S = 300.0
@@ -22,7 +26,17 @@ REFETCH_PAUSE_S = 10.0
 """An unknown key id, which anyone can invent, causes at most one fetch in this time."""
 FETCH_TIMEOUT_S = 5.0
 
+COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+"""RFC 7515, 3.1: three parts in base64url without padding."""
+SCOPE = re.compile(r"[\x20-\x7e]*")
+"""RFC 6749, 3.3: words of visible ASCII with spaces between."""
+TYPES = ("jwt", "at+jwt", "application/at+jwt")
+"""What `typ` may say if it is there; another kind of token of the same issuer is none for us (RFC 8725, 3.11)."""
+LATEST_TIME = 253_402_300_799
+"""The last second of the year 9999."""
+
 REQUIRED_CLAIMS = ["exp", "iat", "sub", "aud", "iss"]
+TIMES = ("exp", "iat", "nbf")
 FAMILY_OF_ALGORITHM = {"RS256": "RSA", "ES256": "EC"}
 
 log = structlog.get_logger()
@@ -143,7 +157,10 @@ class TokenVerifier:
         """
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise TokenRefused("the token is too long")
+        if not COMPACT.fullmatch(token):
+            raise TokenRefused("the token is not of three parts in base64url")
         try:
+            _require_clarity(token)
             found = await self.keys.key_for(jwt.get_unverified_header(token))
             claims = jwt.decode(
                 token,
@@ -161,16 +178,37 @@ class TokenVerifier:
         return caller_of(claims)
 
 
+def _require_clarity(token: str) -> None:
+    """Refuse what two readers could understand differently, before a key is even looked for.
+
+    Raises:
+        ValueError: header or claims are no strict JSON, or the token is of another type.
+    """
+    header, claims = (read_strictly(base64.urlsafe_b64decode(part + "===")) for part in token.split(".")[:2])
+    if not isinstance(header, dict) or not isinstance(claims, dict):
+        raise ValueError("header and claims are objects")
+    if "typ" in header and str(header["typ"]).lower() not in TYPES:
+        raise ValueError("another type of token")
+
+
 def caller_of(claims: dict[str, Any]) -> Caller:
     """Read the caller from checked claims.
 
     Raises:
-        TokenRefused: `tenant` or `sub` is missing or unusable.
+        TokenRefused: `tenant` or `sub` is missing or unusable, or a time is none.
     """
+    for name in TIMES:
+        if name in claims and not _is_time(claims[name]):
+            raise TokenRefused(f"the token's claim {name} must be a number of seconds")
     tenant, subject, scope = claims.get("tenant"), claims.get("sub"), claims.get("scope", "")
     for name, value in (("tenant", tenant), ("sub", subject)):
         if not isinstance(value, str) or not 1 <= len(value) <= MAX_CLAIM_CHARACTERS or not value.isprintable():
             raise TokenRefused(f"the token's claim {name} must be a printable text")
-    if not isinstance(scope, str):
+    if not isinstance(scope, str) or not SCOPE.fullmatch(scope):
         raise TokenRefused("the token's claim scope must be a text of words with spaces between")
     return Caller(str(tenant), str(subject), frozenset(scope.split()))
+
+
+def _is_time(value: object) -> bool:
+    """Whether a claim is a NumericDate (RFC 7519, 2): a JSON number, which no text, boolean or infinity is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LATEST_TIME
