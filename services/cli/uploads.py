@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas.parts import AssetType
 from services.cli.api_client import Api, Json
 from services.cli.errors import UsageRefused
 
@@ -47,7 +48,7 @@ async def ready_model(api: Api, name: str, files: Files) -> Json:
     return model
 
 
-def asset_type_of(filename: str) -> str:
+def asset_type_of(filename: str) -> AssetType:
     """Tell an asset's type from its name.
 
     >>> [asset_type_of(name) for name in ("layers.py", "requirements-gpu.txt", "words.txt")]

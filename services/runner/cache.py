@@ -7,6 +7,7 @@ a size by removing what was used longest ago, never what an attempt holds. It ne
 import asyncio
 import hashlib
 import os
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -58,6 +59,26 @@ class Cache:
             self._held.subtract(digests)
             self._held += Counter()  # forgets those that nobody holds
             await asyncio.to_thread(self._shrink, frozenset(self._held))
+
+    def keep(self, source: Path) -> tuple[str, int]:
+        """Copy a file of this machine into the cache; returns its digest and its size.
+
+        Raises:
+            OSError: it cannot be read, or the disk is full.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f"{uuid4().hex}.part"
+        try:
+            with source.open("rb") as bytes_, part.open("xb") as target:
+                shutil.copyfileobj(bytes_, target, 1 << 20)
+            with part.open("rb") as copied:
+                digest = hashlib.file_digest(copied, "sha256").hexdigest()
+            size_bytes = part.stat().st_size
+            part.chmod(READ_ONLY)
+            part.rename(self._path(digest))
+        finally:
+            part.unlink(missing_ok=True)
+        return digest, size_bytes
 
     def clear_unfinished(self) -> None:
         """Remove what an earlier process was still writing; to be called before the first use."""

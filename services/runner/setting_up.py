@@ -15,12 +15,12 @@ import structlog
 
 from schemas.events import RunQueued
 from services.backbone.crash_points import crash_point
-from services.backbone.publisher import Publisher
 from services.runner import folder
 from services.runner.engine import Engine
 from services.runner.errors import EngineRefused
 from services.runner.folder import Orders, Owner, RunFolder
 from services.runner.journal import Entry, Journal
+from services.runner.output import Publishing
 from services.runner.sandbox import ContainerState, Sandbox, SandboxSpec
 from services.runner.sandbox_runtimes import image_of
 from services.runner.supplies import Supplies
@@ -64,7 +64,7 @@ class Surroundings:
     journal: Journal
     engine: Engine
     supplies: Supplies
-    publisher: Publisher
+    publisher: Publishing
     changed: Callable[[], None] = field(repr=False)
     may_start: asyncio.Event = field(repr=False)
     may_tell: asyncio.Event = field(repr=False)

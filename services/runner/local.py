@@ -1,0 +1,342 @@
+"""Runs scripts here and now in exactly the sandbox that a run gets, without Kafka, PostgreSQL or any service.
+
+It is the runner's own wiring with one part replaced: what would be published is told to a listener. So there is no
+second sandbox to keep alike. Owns a folder for as long as it is open, and sweeps what one that was killed left behind;
+must never know how a container is made or how an end is decided.
+"""
+
+import asyncio
+import base64
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from schemas import ids
+from schemas.cloudevents import CloudEvent, decode
+from schemas.events import (
+    AttemptLost,
+    LogsAppended,
+    MetricsReported,
+    RunCancelled,
+    RunFailed,
+    RunQueued,
+    RunStarted,
+    RunSucceeded,
+)
+from schemas.parts import (
+    AssetType,
+    Compute,
+    LogLine,
+    MetricPoint,
+    PinnedAsset,
+    PinnedDataset,
+    RunAttempt,
+    Runtime,
+    TrainingSpec,
+)
+from services.backbone.objects import content_key
+from services.backbone.publisher import Record
+from services.backbone.sealing import seal
+from services.runner import folder
+from services.runner.attempt import Attempt
+from services.runner.journal import Journal
+from services.runner.main import wire
+from services.runner.outcome import Cause
+from services.runner.sandbox_rootfs import Say
+from services.runner.sandbox_runtimes import image_of
+from services.runner.setting_up import Surroundings
+from services.runner.settings import RunnerSettings
+from services.runner.sweep import Sweep
+
+PREFIX = "runyard-local-"
+FIRST_UID, LAST_UID = 62_000, 63_900
+"""Below the user ids that runners take by default, so that a runner on the same machine has other ones."""
+SWEEP_PATIENCE_S = 60.0
+
+End = RunSucceeded | RunFailed | RunCancelled | AttemptLost
+
+
+class Listener(Protocol):
+    """Who is told what a run does, as it happens."""
+
+    def on_started(self, container_id: str) -> None:
+        """Take note that the script runs."""
+
+    def on_line(self, line: LogLine) -> None:
+        """Take note of a line of output."""
+
+    def on_point(self, point: MetricPoint) -> None:
+        """Take note of a metric's value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalRequest:
+    """What to run: files of this machine, with the endpoint's defaults.
+
+    `output` is the folder for the artifact: `model` as it was written, or `model.tar` of a folder, as a version has it.
+    """
+
+    script: Path
+    data: Path
+    assets: Sequence[tuple[Path, AssetType]] = ()
+    runtime: Runtime = "python3.11"
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    compute: Compute = field(default_factory=lambda: Compute(cpu_cores=2, memory_gb=8))
+    timeout_s: int = 7200
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class LocalOutcome:
+    """How it ended, in the event that a run's subscribers would get; `AttemptLost` is an end, too: nobody tries again.
+
+    The artifact is in the output folder, or for want of one with the runner until that is closed.
+    """
+
+    end: End
+    artifact: Path | None
+
+
+async def run_local(request: LocalRequest, listener: Listener, stop: asyncio.Event, say: Say) -> LocalOutcome:
+    """Run one script as `LocalRunner.run` does, on a runner of its own.
+
+    Raises:
+        EngineUnavailable: no engine answers, or the runtime's image cannot be made.
+    """
+    async with local_runner() as runner:
+        await runner.prepare(request.runtime, say)
+        return await runner.run(request, listener, stop)
+
+
+@asynccontextmanager
+async def local_runner(**settings: Any) -> AsyncIterator["LocalRunner"]:
+    """Open a runner for the length of a block; afterwards neither container nor folder of it is left.
+
+    Args:
+        settings: fields of `RunnerSettings` that differ from the environment's (`RUNYARD_…`) and the defaults.
+
+    Raises:
+        EngineUnavailable: no engine answers.
+    """
+    home = Path(tempfile.mkdtemp(prefix=PREFIX))
+    lock = _locked(home)
+    key = "local:" + base64.b64encode(secrets.token_bytes(32)).decode()
+    places = {"work_dir": home / "work", "objects_url": (home / "objects").as_uri(), "sealing_key": key}
+    uid = secrets.choice(range(FIRST_UID, LAST_UID))
+    runner = LocalRunner.wired(RunnerSettings(**{"run_uid_base": uid, **settings, **places}), home)
+    swept = True  # until a container may be there
+    try:
+        await runner.around.engine.ask_once(lambda engine: engine.ping())
+        await runner.sweep_abandoned()
+        swept = False
+        try:
+            yield runner
+        finally:
+            swept = await runner.sweep()
+    finally:
+        runner.around.engine.close()
+        runner.around.journal.close()
+        if swept:  # else the next one finds what is left by the folder
+            await asyncio.to_thread(folder.remove, home)
+        os.close(lock)
+
+
+@dataclass
+class LocalRunner:
+    """A runner without services; any number of scripts may run at once, each as a user of its own where we are root."""
+
+    around: Surroundings
+    home: Path
+    _ear: "_Ear"
+
+    @classmethod
+    def wired(cls, settings: RunnerSettings, home: Path) -> "LocalRunner":
+        """Take the runner's wiring, with an ear in the place of Kafka."""
+        wired = wire(settings).roster.around
+        ear = _Ear(wired.journal)
+        around = replace(wired, publisher=ear, changed=ear.deliver, same_cluster=_nobody_else)
+        around.may_start.set()
+        around.may_tell.set()
+        return cls(around, home, ear)
+
+    async def prepare(self, runtime: Runtime, say: Say) -> None:
+        """Make the runtime's image if it is not there, which takes a minute or so.
+
+        Raises:
+            EngineUnavailable: it cannot be made.
+        """
+        await self.around.engine.in_thread(lambda: image_of(runtime, say))
+
+    async def run(self, request: LocalRequest, listener: Listener, stop: asyncio.Event) -> LocalOutcome:
+        """Run a script to its end; `stop` lets it end as a run does that somebody cancels: SIGTERM, grace, SIGKILL.
+
+        Raises:
+            OSError: a file cannot be read, or the disk is full.
+        """
+        queued = await self._queue(request)
+        ref = RunAttempt(run_id=queued.run_id, attempt=queued.attempt)
+        self.around.journal.accept(queued, None)
+        entry = self.around.journal.entry(ref)
+        if entry is None:
+            raise AssertionError("what was accepted just now is there")
+        attempt = Attempt(entry, queued, self.around)
+        self._ear.listeners[ref.run_id] = listener
+        stopping = asyncio.create_task(self._stop_when(stop, attempt, ref))
+        try:
+            await attempt.run()
+        finally:
+            stopping.cancel()
+            del self._ear.listeners[ref.run_id]
+            await self.around.supplies.objects.delete(ids.variables_key(ref.run_id))
+        end = self._ear.ends.pop(ref.run_id)
+        return LocalOutcome(end, await asyncio.to_thread(self._deliver, end, request.output))
+
+    async def sweep(self) -> bool:
+        """End what still runs and remove it; False when the engine does not answer."""
+        try:
+            async with asyncio.timeout(SWEEP_PATIENCE_S):
+                await self._sweep(self.around.journal, self.around.runs_folder)
+        except TimeoutError:
+            return False
+        return True
+
+    async def sweep_abandoned(self) -> None:
+        """Remove containers and folders of those that were killed before they could do it themselves."""
+        for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            lock = _abandoned(home)
+            if lock is None:
+                continue
+            try:
+                if (home / "work" / "journal.db").exists():
+                    journal = Journal(home / "work" / "journal.db")
+                    await self._sweep(journal, home / "work" / "runs")
+                    journal.close()
+                await asyncio.to_thread(folder.remove, home)
+            finally:
+                os.close(lock)
+
+    async def _sweep(self, journal: Journal, runs_folder: Path) -> None:
+        for entry in journal.unfinished():
+            journal.record_end(entry.ref, datetime.now(UTC), None)
+        await Sweep(journal, self.around.engine, runs_folder).once()
+
+    async def _stop_when(self, stop: asyncio.Event, attempt: Attempt, ref: RunAttempt) -> None:
+        await stop.wait()
+        self.around.journal.set_cause(ref, Cause.USER_REQUEST)
+        attempt.stop()
+
+    async def _queue(self, request: LocalRequest) -> RunQueued:
+        """Write the request as the scheduler would, its files in the runner's cache and its variables sealed."""
+        supplies = self.around.supplies
+        run_id = ids.run_id(datetime.now(UTC).date(), secrets.token_hex(6))
+        dataset = await self._pinned(request.data)
+        assets = [(kind, await self._pinned(path)) for path, kind in [(request.script, "script"), *request.assets]]
+        if request.variables:
+            key = next(iter(supplies.keys.values()))
+            sealed = seal(key, run_id, json.dumps(dict(request.variables)).encode())
+            await supplies.objects.put(ids.variables_key(run_id), sealed)
+        spec = TrainingSpec(
+            entry_point=request.script.name,
+            runtime=request.runtime,
+            compute=request.compute,
+            timeout_s=request.timeout_s,
+            variable_names=tuple(request.variables),
+            assets=tuple(
+                PinnedAsset.model_validate({"asset_id": ids.asset_id(f"{number:08x}"), "asset_type": kind, **pinned})
+                for number, (kind, pinned) in enumerate(assets)
+            ),
+            dataset=PinnedDataset.model_validate({"dataset_id": ids.dataset_id("0" * 8), **dataset}),
+        )
+        return RunQueued(
+            run_id=run_id,
+            attempt=1,
+            runner_id=self.around.runner_id,
+            tenant_id="local",
+            model_id=ids.model_id("0" * 8),
+            spec=spec,
+        )
+
+    async def _pinned(self, path: Path) -> dict[str, object]:
+        sha256, size_bytes = await asyncio.to_thread(self.around.supplies.cache.keep, path)
+        return {"filename": path.name, "sha256": sha256, "size_bytes": size_bytes}
+
+    def _deliver(self, end: End, output: Path | None) -> Path | None:
+        artifact = end.artifact if isinstance(end, RunSucceeded) else None
+        if artifact is None:
+            return None
+        stored = self.home / "objects" / content_key(artifact.sha256)
+        if output is None:
+            return stored
+        output.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.move(stored, output / ("model" if artifact.kind == "file" else "model.tar")))
+
+
+@dataclass
+class _Ear:
+    """Hears what the runner tells: output at once, the events of its lives out of its journal."""
+
+    journal: Journal
+    listeners: dict[str, Listener] = field(default_factory=dict)
+    ends: dict[str, End] = field(default_factory=dict)
+
+    async def publish(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self._hear(record)
+
+    def deliver(self) -> None:
+        waiting = self.journal.unpublished()
+        for item in waiting:
+            self._hear(item.event)
+        self.journal.mark_published(item.position for item in waiting)
+
+    def _hear(self, record: Record) -> None:
+        event = decode(record.headers, record.value)
+        data = event.data if isinstance(event, CloudEvent) else None
+        match data:
+            case RunStarted():
+                self.listeners[data.run_id].on_started(data.container_id)
+            case LogsAppended():
+                for line in data.lines:
+                    self.listeners[data.run_id].on_line(line)
+            case MetricsReported():
+                for point in data.points:
+                    self.listeners[data.run_id].on_point(point)
+            case RunSucceeded() | RunFailed() | RunCancelled() | AttemptLost():
+                self.ends[data.run_id] = data
+            case _:
+                return  # nothing else is the business of somebody who watches
+
+
+async def _nobody_else() -> None:
+    """There is no cluster that could be another one."""
+
+
+def _locked(home: Path) -> int:
+    """Hold a folder as long as this process lives."""
+    lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _abandoned(home: Path) -> int | None:
+    """Take the lock of a folder of ours whose owner is gone; None for any other."""
+    with suppress(OSError):
+        if home.lstat().st_uid != os.geteuid():
+            return None
+        lock = os.open(home / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return None
+        return lock
+    return None
