@@ -1,0 +1,34 @@
+"""The fast subset of the hostile suite, on each OCI runtime: what is quick, and all probes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from tests.security.case import Family
+from tests.security.catalogue import FAMILIES, WAIVED
+from tests.security.playing import Player
+from tests.security.stage import Stage, a_stage, oci_runtimes
+
+SLOW_CHECKS = ("neighbours", "artifact")
+
+
+def fast(family: Family) -> Family:
+    """Leave of a family what is quick; heavy attacks without their neighbour."""
+    attacks = [replace(attack, heavy=False) for attack in family.attacks if attack.fast]
+    return replace(family, attacks=attacks, checks=() if family.name in SLOW_CHECKS else family.checks)
+
+
+@pytest_asyncio.fixture(scope="module", params=oci_runtimes())
+async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    """One runner for all families of a runtime."""
+    async with a_stage(request.param) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("family", [fast(family) for family in FAMILIES], ids=lambda family: str(family.name))
+async def test_nothing_comes_of_a_hostile_family(stage: Stage, family: Family) -> None:
+    played = await Player.on(stage).play(family)
+    wrong = [c for c in played.complaints if (stage.oci_runtime, c.case) not in WAIVED]
+    assert wrong == [], "\n".join(f"{c.kind}: {c.case}: {c.text}" for c in wrong)
