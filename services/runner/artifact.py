@@ -150,7 +150,12 @@ class _Walk:
         member = _member(path, tarfile.REGTYPE, 0o644)
         member.size = about.st_size
         with open(descriptor, "rb", closefd=False) as source:
-            self.tar.addfile(member, source)
+            try:
+                self.tar.addfile(member, source)
+            except OSError as problem:
+                if problem.errno is not None:
+                    raise
+                raise _RefusedError("it changed while it was read") from problem  # tarfile's word for a file too short
 
 
 def _member(path: str, kind: bytes, mode: int) -> tarfile.TarInfo:
@@ -201,9 +206,18 @@ def _hole_bytes(descriptor: int, size: int) -> int:
                 raise
             data = size  # no data up to the end
         holes += data - position
-        position = size if data >= size else os.lseek(descriptor, data, os.SEEK_HOLE)
+        position = size if data >= size else _next_hole(descriptor, data)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return holes
+
+
+def _next_hole(descriptor: int, position: int) -> int:
+    try:
+        return os.lseek(descriptor, position, os.SEEK_HOLE)
+    except OSError as problem:
+        if problem.errno != errno.ENXIO:
+            raise
+        raise _RefusedError("it changed while it was read") from problem  # it is shorter now
 
 
 def _copy(descriptor: int, size: int, target: BinaryIO) -> None:

@@ -128,6 +128,7 @@ class Check:
 
     name: str
     run: "Callable[[Stage], Awaitable[str | None]]"
+    fast: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -252,15 +252,20 @@ async def new_boxes(stage: Stage) -> str | None:
     return None if "[]" in seen.texts else f"it found {seen.texts}"
 
 
+FAST = ("its environment, of any process that can be seen", "IPC: System V shared memory and queues")
+
 NEIGHBOURS = Family(
     name="neighbours",
     checks=(
-        *(Check(name=f"reading {name}", run=meeting(victim, spy, prints="[]")) for name, victim, spy in READING),
         *(
-            Check(name=f"covert channel, {name}", run=meeting(victim, spy, prints="[]"))
+            Check(name=f"reading {name}", run=meeting(victim, spy, prints="[]"), fast=name in FAST)
+            for name, victim, spy in READING
+        ),
+        *(
+            Check(name=f"covert channel, {name}", run=meeting(victim, spy, prints="[]"), fast=name in FAST)
             for name, victim, spy in SENDING
         ),
-        Check(name="two runs at once have two users", run=other_users),
-        Check(name="a used box shows no old state", run=new_boxes),
+        Check(name="two runs at once have two users", run=other_users, fast=False),
+        Check(name="a used box shows no old state", run=new_boxes, fast=False),
     ),
 )

@@ -11,13 +11,11 @@ from tests.security.catalogue import FAMILIES, WAIVED
 from tests.security.playing import Player
 from tests.security.stage import Stage, a_stage, oci_runtimes
 
-SLOW_CHECKS = ("neighbours", "artifact")
-
 
 def fast(family: Family) -> Family:
     """Leave of a family what is quick; heavy attacks without their neighbour."""
     attacks = [replace(attack, heavy=False) for attack in family.attacks if attack.fast]
-    return replace(family, attacks=attacks, checks=() if family.name in SLOW_CHECKS else family.checks)
+    return replace(family, attacks=attacks, checks=[check for check in family.checks if check.fast])
 
 
 @pytest_asyncio.fixture(scope="module", params=oci_runtimes())
