@@ -238,8 +238,8 @@ class LocalRunner:
         """Write the request as the scheduler would, its files in the runner's cache and its variables sealed."""
         supplies = self.around.supplies
         run_id = ids.run_id(datetime.now(UTC).date(), secrets.token_hex(6))
-        dataset = await self._pinned(request.data)
-        assets = [(kind, await self._pinned(path)) for path, kind in [(request.script, "script"), *request.assets]]
+        files: list[tuple[Path, AssetType]] = [(request.script, "script"), *request.assets]
+        assets = [await self._asset(path, kind) for path, kind in files]
         if request.variables:
             key = next(iter(supplies.keys.values()))
             sealed = seal(key, run_id, json.dumps(dict(request.variables)).encode())
@@ -250,11 +250,8 @@ class LocalRunner:
             compute=request.compute,
             timeout_s=request.timeout_s,
             variable_names=tuple(request.variables),
-            assets=tuple(
-                PinnedAsset.model_validate({"asset_id": ids.asset_id(f"{number:08x}"), "asset_type": kind, **pinned})
-                for number, (kind, pinned) in enumerate(assets)
-            ),
-            dataset=PinnedDataset.model_validate({"dataset_id": ids.dataset_id("0" * 8), **dataset}),
+            assets=tuple(assets),
+            dataset=await self._dataset(request.data),
         )
         return RunQueued(
             run_id=run_id,
@@ -265,9 +262,15 @@ class LocalRunner:
             spec=spec,
         )
 
-    async def _pinned(self, path: Path) -> dict[str, object]:
-        sha256, size_bytes = await asyncio.to_thread(self.around.supplies.cache.keep, path)
-        return {"filename": path.name, "sha256": sha256, "size_bytes": size_bytes}
+    async def _asset(self, path: Path, kind: AssetType) -> PinnedAsset:
+        identity = ids.asset_id(secrets.token_hex(8))
+        sha256, size = await asyncio.to_thread(self.around.supplies.cache.keep, path, identity)
+        return PinnedAsset(filename=path.name, sha256=sha256, size_bytes=size, asset_id=identity, asset_type=kind)
+
+    async def _dataset(self, path: Path) -> PinnedDataset:
+        identity = ids.dataset_id(secrets.token_hex(8))
+        sha256, size = await asyncio.to_thread(self.around.supplies.cache.keep, path, identity)
+        return PinnedDataset(filename=path.name, sha256=sha256, size_bytes=size, dataset_id=identity)
 
     def _deliver(self, end: End, output: Path | None) -> Path | None:
         artifact = end.artifact if isinstance(end, RunSucceeded) else None

@@ -347,7 +347,11 @@ ARTIFACT = Family(
         ),
     ),
     checks=tuple(
-        Check(name=f"{SWAPS} races: {swap.__name__.replace('_', ' ')}", run=race(swap), fast=swap in (swap_file_for_link, swap_inner_size))  # type: ignore[arg-type]
+        Check(
+            name=f"{SWAPS} races: {swap.__name__.replace('_', ' ')}",
+            run=race(swap),
+            fast=swap in (swap_file_for_link, swap_inner_size),
+        )  # type: ignore[arg-type]
         for swap in RACES
     ),
 )
