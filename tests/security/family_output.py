@@ -103,8 +103,9 @@ LOGS = Family(
             while True:
                 os.write(1, b"\\n" * 65536)
             """,
-            reasons=QUOTA,
+            reasons=(*QUOTA, Reason.TIMEOUT),  # what is above the rate is dropped, and counts for no quota
             judge=bounded,
+            timeout_s=15,
         ),
         Attack(
             name="a flood that ignores SIGTERM",

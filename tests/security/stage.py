@@ -27,11 +27,13 @@ from tests.security import sentinels
 from tests.security.case import Attack, Probe, Seen, script_of
 
 MOST_ARTIFACT_BYTES = 32 << 20
-MOST_OUTPUT_BYTES = 4 << 20
+MOST_OUTPUT_BYTES = 1 << 20
 SETTINGS: dict[str, Any] = {
     "grace_s": 1.0,
     "max_output_bytes": MOST_OUTPUT_BYTES,
     "max_artifact_bytes": MOST_ARTIFACT_BYTES,
+    "max_out_bytes": 256 << 20,
+    "max_out_files": 20_000,
     "tmp_mb": 64,
     "pids_limit": 64,
     "run_uid_base": 62_000,
