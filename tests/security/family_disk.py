@@ -12,7 +12,7 @@ ATTACKS = (
         script="""
         written, number = 0, 0
         try:
-            while written < 6 << 30:
+            while written < 1 << 30:
                 with open(f"{OUT}/large-{number}", "wb", buffering=0) as file:
                     for _ in range(64):
                         written += file.write(b"x" * (4 << 20))
@@ -31,7 +31,7 @@ ATTACKS = (
         script="""
         taken = 0
         try:
-            for number in range(64):
+            for number in range(8):
                 file = os.open(f"{OUT}/{number}", os.O_CREAT | os.O_WRONLY)
                 os.posix_fallocate(file, 0, 256 << 20)
                 taken += 256
@@ -46,7 +46,7 @@ ATTACKS = (
         script="""
         made = 0
         try:
-            for folder in range(400):
+            for folder in range(40):
                 os.mkdir(f"{OUT}/{folder}")
                 for number in range(1000):
                     os.close(os.open(f"{OUT}/{folder}/{number}", os.O_CREAT | os.O_WRONLY))
@@ -64,7 +64,7 @@ ATTACKS = (
         script="""
         made = 0
         try:
-            while made < 2_000_000:
+            while made < 300_000:
                 os.close(os.open(f"/tmp/{made}", os.O_CREAT | os.O_WRONLY))
                 made += 1
             print("all was taken")
@@ -173,7 +173,7 @@ ATTACKS = (
         script="""
         hoard, written = [], 0
         try:
-            while written < 6 << 30:
+            while written < 1 << 30:
                 file = open(f"{OUT}/held", "wb", buffering=0)
                 os.unlink(f"{OUT}/held")
                 hoard.append(file)

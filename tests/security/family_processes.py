@@ -263,6 +263,7 @@ DAEMONS = Family(
                 while True:
                     with open(MODEL, "a") as model:
                         model.write("more" * 1000)
+                    time.sleep(0.001)
             time.sleep(0.2)
             """,
             reasons=(None,),
