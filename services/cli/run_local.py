@@ -4,6 +4,7 @@ Owns what is accepted, with the endpoint's own rules, what is shown, and the exi
 """
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -24,7 +25,9 @@ from services.cli.errors import CliError, UsageRefused
 from services.cli.train import AssetOption, EnvOption, variables_of
 from services.cli.uploads import Files, asset_type_of
 from services.runner.errors import EngineUnavailable
-from services.runner.local import End, LocalOutcome, LocalRequest, run_local
+from services.runner.local import LocalOutcome, LocalRequest, run_local
+from services.runner.local_ear import End
+from services.runner.setting_up import Stopped
 
 EXIT_SUCCEEDED, EXIT_FAILED, EXIT_LOST, EXIT_TIMEOUT, EXIT_INTERRUPTED = 0, 1, 3, 124, 130
 """124 as timeout(1) has it, 130 as shells have it for SIGINT."""
@@ -126,8 +129,9 @@ async def _run(request: LocalRequest, console: Console) -> int:
             shown.on_end(outcome.end)
     except EngineUnavailable as error:
         raise EngineMissing(f"the Docker Engine does not answer, or cannot have the runtime: {error}") from error
-    except asyncio.CancelledError:
-        return EXIT_INTERRUPTED
+    except (Stopped, asyncio.CancelledError):
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)  # all is removed; threads that still make an image must not keep the process
     if outcome.artifact is not None and request.output is not None:
         console.print(str(outcome.artifact), markup=False, soft_wrap=True)
     return exit_code_of(outcome)

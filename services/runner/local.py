@@ -7,75 +7,35 @@ must never know how a container is made or how an end is decided.
 
 import asyncio
 import base64
-import fcntl
 import json
-import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from schemas import ids
-from schemas.cloudevents import CloudEvent, decode
-from schemas.events import (
-    AttemptLost,
-    LogsAppended,
-    MetricsReported,
-    RunCancelled,
-    RunFailed,
-    RunQueued,
-    RunStarted,
-    RunSucceeded,
-)
-from schemas.parts import (
-    AssetType,
-    Compute,
-    LogLine,
-    MetricPoint,
-    PinnedAsset,
-    PinnedDataset,
-    RunAttempt,
-    Runtime,
-    TrainingSpec,
-)
+from schemas.events import RunQueued, RunSucceeded
+from schemas.parts import AssetType, Compute, PinnedAsset, PinnedDataset, RunAttempt, Runtime, TrainingSpec
 from services.backbone.objects import content_key
-from services.backbone.publisher import Record
 from services.backbone.sealing import seal
 from services.runner import folder
 from services.runner.attempt import Attempt
-from services.runner.journal import Journal
+from services.runner.local_ear import Ear, End, Listener
+from services.runner.local_home import abandoned_homes, new_home
 from services.runner.main import wire
 from services.runner.outcome import Cause
 from services.runner.sandbox_rootfs import Say
 from services.runner.sandbox_runtimes import image_of
-from services.runner.setting_up import Surroundings
+from services.runner.setting_up import Stopped, Surroundings
 from services.runner.settings import RunnerSettings
 from services.runner.sweep import Sweep
 
-PREFIX = "runyard-local-"
-FIRST_UID, LAST_UID = 62_000, 63_900
-"""Below the user ids that runners take by default, so that a runner on the same machine has other ones."""
 SWEEP_PATIENCE_S = 60.0
-
-End = RunSucceeded | RunFailed | RunCancelled | AttemptLost
-
-
-class Listener(Protocol):
-    """Who is told what a run does, as it happens."""
-
-    def on_started(self, container_id: str) -> None:
-        """Take note that the script runs."""
-
-    def on_line(self, line: LogLine) -> None:
-        """Take note of a line of output."""
-
-    def on_point(self, point: MetricPoint) -> None:
-        """Take note of a metric's value."""
+KILL_PATIENCE_S, KILL_EVERY_S = 10.0, 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +71,19 @@ async def run_local(request: LocalRequest, listener: Listener, stop: asyncio.Eve
 
     Raises:
         EngineUnavailable: no engine answers, or the runtime's image cannot be made.
+        Stopped: it was told to stop while that image was being made.
     """
     async with local_runner() as runner:
-        await runner.prepare(request.runtime, say)
+        preparing = asyncio.create_task(runner.prepare(request.runtime, say))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((preparing, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                raise Stopped
+            await preparing
+        finally:
+            preparing.cancel()
+            stopped.cancel()
         return await runner.run(request, listener, stop)
 
 
@@ -127,27 +97,30 @@ async def local_runner(**settings: Any) -> AsyncIterator["LocalRunner"]:
     Raises:
         EngineUnavailable: no engine answers.
     """
-    home = Path(tempfile.mkdtemp(prefix=PREFIX))
-    lock = _locked(home)
-    key = "local:" + base64.b64encode(secrets.token_bytes(32)).decode()
-    places = {"work_dir": home / "work", "objects_url": (home / "objects").as_uri(), "sealing_key": key}
-    uid = secrets.choice(range(FIRST_UID, LAST_UID))
-    runner = LocalRunner.wired(RunnerSettings(**{"run_uid_base": uid, **settings, **places}), home)
-    swept = True  # until a container may be there
-    try:
-        await runner.around.engine.ask_once(lambda engine: engine.ping())
-        await runner.sweep_abandoned()
-        swept = False
+    with new_home() as home:
+        runner, swept = LocalRunner.wired(home, settings), True  # nothing can be there yet
         try:
-            yield runner
+            await runner.around.engine.ask_once(lambda engine: engine.ping())
+            await sweep_abandoned()
+            swept = False
+            try:
+                yield runner
+            finally:
+                swept = await runner.sweep()
         finally:
-            swept = await runner.sweep()
-    finally:
-        runner.around.engine.close()
-        runner.around.journal.close()
-        if swept:  # else the next one finds what is left by the folder
+            runner.close()
+            if swept:  # else the next one finds what is left, by the folder
+                await asyncio.to_thread(folder.remove, home)
+
+
+async def sweep_abandoned() -> None:
+    """Remove containers and folders of those that were killed before they could do it themselves."""
+    for home in abandoned_homes():
+        runner = LocalRunner.wired(home, {})
+        swept = await runner.sweep()
+        runner.close()
+        if swept:
             await asyncio.to_thread(folder.remove, home)
-        os.close(lock)
 
 
 @dataclass
@@ -156,13 +129,15 @@ class LocalRunner:
 
     around: Surroundings
     home: Path
-    _ear: "_Ear"
+    _ear: Ear
 
     @classmethod
-    def wired(cls, settings: RunnerSettings, home: Path) -> "LocalRunner":
-        """Take the runner's wiring, with an ear in the place of Kafka."""
-        wired = wire(settings).roster.around
-        ear = _Ear(wired.journal)
+    def wired(cls, home: Path, settings: Mapping[str, Any]) -> "LocalRunner":
+        """Take the runner's wiring in a folder, with an ear in the place of Kafka."""
+        key = "local:" + base64.b64encode(secrets.token_bytes(32)).decode()
+        places = {"work_dir": home / "work", "objects_url": (home / "objects").as_uri(), "sealing_key": key}
+        wired = wire(RunnerSettings(**{**settings, **places})).roster.around
+        ear = Ear(wired.journal)
         around = replace(wired, publisher=ear, changed=ear.deliver, same_cluster=_nobody_else)
         around.may_start.set()
         around.may_tell.set()
@@ -179,6 +154,8 @@ class LocalRunner:
     async def run(self, request: LocalRequest, listener: Listener, stop: asyncio.Event) -> LocalOutcome:
         """Run a script to its end; `stop` lets it end as a run does that somebody cancels: SIGTERM, grace, SIGKILL.
 
+        Who cancels this cannot wait for the grace: the container is killed, and what is left of it removed.
+
         Raises:
             OSError: a file cannot be read, or the disk is full.
         """
@@ -191,8 +168,13 @@ class LocalRunner:
         attempt = Attempt(entry, queued, self.around)
         self._ear.listeners[ref.run_id] = listener
         stopping = asyncio.create_task(self._stop_when(stop, attempt, ref))
+        living = asyncio.create_task(attempt.run())
         try:
-            await attempt.run()
+            await asyncio.shield(living)
+        except asyncio.CancelledError:
+            stop.set()
+            await self._kill_until_over(living, f"run-{ref.run_id}-{ref.attempt}")
+            raise
         finally:
             stopping.cancel()
             del self._ear.listeners[ref.run_id]
@@ -202,37 +184,31 @@ class LocalRunner:
 
     async def sweep(self) -> bool:
         """End what still runs and remove it; False when the engine does not answer."""
+        journal = self.around.journal
+        for entry in journal.unfinished():
+            journal.record_end(entry.ref, datetime.now(UTC), None)
         try:
             async with asyncio.timeout(SWEEP_PATIENCE_S):
-                await self._sweep(self.around.journal, self.around.runs_folder)
+                await Sweep(journal, self.around.engine, self.around.runs_folder).once()
         except TimeoutError:
             return False
         return True
 
-    async def sweep_abandoned(self) -> None:
-        """Remove containers and folders of those that were killed before they could do it themselves."""
-        for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-            lock = _abandoned(home)
-            if lock is None:
-                continue
-            try:
-                if (home / "work" / "journal.db").exists():
-                    journal = Journal(home / "work" / "journal.db")
-                    await self._sweep(journal, home / "work" / "runs")
-                    journal.close()
-                await asyncio.to_thread(folder.remove, home)
-            finally:
-                os.close(lock)
-
-    async def _sweep(self, journal: Journal, runs_folder: Path) -> None:
-        for entry in journal.unfinished():
-            journal.record_end(entry.ref, datetime.now(UTC), None)
-        await Sweep(journal, self.around.engine, runs_folder).once()
+    def close(self) -> None:
+        """Let go of the engine and the journal."""
+        self.around.engine.close()
+        self.around.journal.close()
 
     async def _stop_when(self, stop: asyncio.Event, attempt: Attempt, ref: RunAttempt) -> None:
         await stop.wait()
         self.around.journal.set_cause(ref, Cause.USER_REQUEST)
         attempt.stop()
+
+    async def _kill_until_over(self, living: "asyncio.Task[None]", name: str) -> None:
+        """Kill a container that may be about to start or to end, so that no call of the engine is left under way."""
+        while not living.done():
+            await self.around.engine.ask(lambda engine: engine.kill(name), KILL_PATIENCE_S)
+            await asyncio.wait([living], timeout=KILL_EVERY_S)
 
     async def _queue(self, request: LocalRequest) -> RunQueued:
         """Write the request as the scheduler would, its files in the runner's cache and its variables sealed."""
@@ -283,63 +259,5 @@ class LocalRunner:
         return Path(shutil.move(stored, output / ("model" if artifact.kind == "file" else "model.tar")))
 
 
-@dataclass
-class _Ear:
-    """Hears what the runner tells: output at once, the events of its lives out of its journal."""
-
-    journal: Journal
-    listeners: dict[str, Listener] = field(default_factory=dict)
-    ends: dict[str, End] = field(default_factory=dict)
-
-    async def publish(self, records: Sequence[Record]) -> None:
-        for record in records:
-            self._hear(record)
-
-    def deliver(self) -> None:
-        waiting = self.journal.unpublished()
-        for item in waiting:
-            self._hear(item.event)
-        self.journal.mark_published(item.position for item in waiting)
-
-    def _hear(self, record: Record) -> None:
-        event = decode(record.headers, record.value)
-        data = event.data if isinstance(event, CloudEvent) else None
-        match data:
-            case RunStarted():
-                self.listeners[data.run_id].on_started(data.container_id)
-            case LogsAppended():
-                for line in data.lines:
-                    self.listeners[data.run_id].on_line(line)
-            case MetricsReported():
-                for point in data.points:
-                    self.listeners[data.run_id].on_point(point)
-            case RunSucceeded() | RunFailed() | RunCancelled() | AttemptLost():
-                self.ends[data.run_id] = data
-            case _:
-                return  # nothing else is the business of somebody who watches
-
-
 async def _nobody_else() -> None:
     """There is no cluster that could be another one."""
-
-
-def _locked(home: Path) -> int:
-    """Hold a folder as long as this process lives."""
-    lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
-
-
-def _abandoned(home: Path) -> int | None:
-    """Take the lock of a folder of ours whose owner is gone; None for any other."""
-    with suppress(OSError):
-        if home.lstat().st_uid != os.geteuid():
-            return None
-        lock = os.open(home / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            return None
-        return lock
-    return None

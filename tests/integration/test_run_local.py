@@ -12,7 +12,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from services.runner.local import PREFIX
+from services.runner.local_home import PREFIX
 from services.runner.sandbox import RUN_LABEL
 
 RUNYARD = [sys.executable, "-c", "from services.cli.main import app; app()"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from schemas.parts import LogLine, MetricPoint
 from schemas.reason import Reason
-from services.runner.local import End
+from services.runner.local_ear import End
 
 if TYPE_CHECKING:
     from tests.security.stage import Stage

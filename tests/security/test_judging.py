@@ -9,7 +9,7 @@ import pytest
 from schemas.events import RunFailed, RunSucceeded
 from schemas.parts import LogLine
 from schemas.reason import Reason
-from services.runner.local import End
+from services.runner.local_ear import End
 from tests.security import sentinels
 from tests.security.case import BLOCKED, Attack, Probe, Seen, errors, script_of
 from tests.security.catalogue import FAMILIES
