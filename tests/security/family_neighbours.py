@@ -13,9 +13,6 @@ from tests.security.stage import Recorder, Stage
 
 Meeting = Callable[[Stage], Awaitable[str | None]]
 
-HOST = """
-print("ready", flush=True)
-"""
 SECRET = "neighbours-secret-5d2c"
 
 
@@ -30,7 +27,9 @@ def meeting(victim: str, spy: str, *, prints: str) -> Meeting:
             variables={"SECRET": SECRET},
         )
         living = asyncio.create_task(stage.play(first, recorder))
-        await asyncio.wait((living, asyncio.create_task(recorder.printed.wait())), return_when=asyncio.FIRST_COMPLETED)
+        printed = asyncio.create_task(recorder.printed.wait())
+        await asyncio.wait((living, printed), return_when=asyncio.FIRST_COMPLETED)
+        printed.cancel()
         seen = await stage.play(Attack(name="spy", script=spy, variables=about(stage, recorder)))
         ended = await living
         if prints not in seen.texts:

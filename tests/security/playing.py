@@ -4,11 +4,11 @@ Owns the order: probes of a family in one container, light attacks two at a time
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tests.security import sentinels
-from tests.security.case import Attack, Check, Complaint, Family
+from tests.security.case import Attack, Check, Complaint, Family, Probe
 from tests.security.judging import judge_attack, judge_probes
 from tests.security.neighbour import Neighbourhood
 from tests.security.stage import Stage
@@ -43,9 +43,8 @@ class Player:
     async def play(self, family: Family) -> Played:
         """Play all cases of a family; afterwards nothing may be left."""
         played = Played(family.name, family.size)
-        probes = list(family.probes)
-        for first in range(0, len(probes), PROBES_TOGETHER):
-            some = probes[first : first + PROBES_TOGETHER]
+        for first in range(0, len(family.probes), PROBES_TOGETHER):
+            some = family.probes[first : first + PROBES_TOGETHER]
             await self._watched(f"{family.name}: probes from {first + 1}", self._probe(family.name, some), played)
         light = [self.attack(family.name, attack, played) for attack in family.attacks if not attack.heavy]
         await together(light)
@@ -71,7 +70,7 @@ class Player:
         seen, suffered = await self.neighbourhood.attacked_by(attack, name)
         return judge_attack(attack, seen, name) + suffered
 
-    async def _probe(self, family: str, probes: list) -> list[Complaint]:  # type: ignore[type-arg]
+    async def _probe(self, family: str, probes: Sequence[Probe]) -> list[Complaint]:
         return judge_probes(probes, await self.stage.probe(family, probes), f"{family}: ")
 
     async def _check(self, family: str, check: Check) -> list[Complaint]:

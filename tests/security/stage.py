@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +36,11 @@ SETTINGS: dict[str, Any] = {
     "max_out_files": 20_000,
     "tmp_mb": 64,
     "pids_limit": 64,
-    "run_uid_base": 62_000,
 }
 """Small limits, so that attacks meet them at once; the walls are the same whatever their height."""
 MOST_RUNS = 100
+FIRST_UIDS = range(61_000, 63_900, MOST_RUNS)
+"""Drawn from, so that two suites on one machine do not take each other's processes for what was left behind."""
 DATASET = "a,b\n1,2\n"
 NOTHING_LEFT_WITHIN_S = 10.0
 
@@ -105,16 +106,12 @@ class Stage:
     async def play(self, attack: Attack, recorder: Recorder | None = None) -> Seen:
         """Run a script to its end."""
         heard = recorder or Recorder(self.client)
-        return await self._run(attack.text, attack, heard, asyncio.Event())
+        return await self._run(attack.text, attack, heard)
 
-    async def play_until(self, attack: Attack, stop: asyncio.Event, recorder: Recorder) -> Seen:
-        """Run a script until it ends or is told to stop."""
-        return await self._run(attack.text, attack, recorder, stop)
-
-    async def probe(self, name: str, probes: list[Probe]) -> Seen:
+    async def probe(self, name: str, probes: Sequence[Probe]) -> Seen:
         """Try some probes in one container."""
         attack = Attack(name=name, script="", timeout_s=120)
-        return await self._run(script_of(probes), attack, Recorder(self.client), asyncio.Event())
+        return await self._run(script_of(probes), attack, Recorder(self.client))
 
     def sentinels(self) -> dict[str, str]:
         """Take the host's sentinels, and who has knocked at its doors."""
@@ -127,7 +124,7 @@ class Stage:
             await asyncio.sleep(0.1)
         return left
 
-    async def _run(self, text: str, attack: Attack, recorder: Recorder, stop: asyncio.Event) -> Seen:
+    async def _run(self, text: str, attack: Attack, recorder: Recorder) -> Seen:
         folder = self.scripts / secrets.token_hex(8)
         folder.mkdir()
         for name, content in {"train.py": text, "data.csv": DATASET, **attack.assets}.items():
@@ -141,7 +138,7 @@ class Stage:
             timeout_s=attack.timeout_s,
         )
         began = time.monotonic()
-        outcome: LocalOutcome = await self.runner.run(request, recorder, stop)
+        outcome: LocalOutcome = await self.runner.run(request, recorder, asyncio.Event())
         seconds = time.monotonic() - began
         shutil.rmtree(folder)
         return Seen(outcome.end, recorder.lines, recorder.points, outcome.artifact, recorder.inspected, seconds)
@@ -170,7 +167,8 @@ async def a_stage(oci_runtime: str, **settings: Any) -> AsyncIterator[Stage]:
     try:
         with baited(folder) as baits:
             (folder / "scripts").mkdir()
-            async with local_runner(**{**SETTINGS, "oci_runtime": oci_runtime, **settings}) as runner:
+            own = {"oci_runtime": oci_runtime, "run_uid_base": secrets.choice(FIRST_UIDS)}
+            async with local_runner(**{**SETTINGS, **own, **settings}) as runner:
                 await runner.prepare("python3.11", lambda line: None)
                 yield Stage(runner, client, baits, folder / "scripts", oci_runtime)
     finally:
