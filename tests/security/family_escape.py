@@ -184,7 +184,6 @@ READS = [
     "/proc/kcore",
     "/proc/kmsg",
     "/proc/keys",
-    "/proc/key-users",
     "/proc/timer_list",
     "/proc/sched_debug",
     "/proc/kpageflags",

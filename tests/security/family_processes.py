@@ -113,6 +113,8 @@ FORK = Family(
                         pass
             atexit.register(bomb)
             """,
+            reasons=(*FINE, *TIMED_OUT),  # its own bomb may keep it from ending before the deadline
+            timeout_s=5,
             within_s=20,
         ),
         Attack(

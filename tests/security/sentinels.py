@@ -6,8 +6,11 @@ mounts of the engine's other containers) is left out by name.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from services.cli.embedded_kafka import cache_folder
 
 FILES = [
     "/etc/passwd",
@@ -66,6 +69,8 @@ KERNEL = [
     "net/core/bpf_jit_enable",
 ]
 SYSTEM = ("/sys/kernel/uevent_helper", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/swaps")
+SMALL_BYTES = 1 << 20
+"""Up to here a file's content is digested; above, when it was written tells enough: nobody but root can set that."""
 COMING_AND_GOING = ("veth", "br-")
 MOUNTED_BY_OTHERS = ("/var/lib/docker", "/run/docker", "/var/run/docker", "/tmp/", "/var/tmp/", "/work/")
 
@@ -78,7 +83,7 @@ def take(planted: Path) -> dict[str, str]:
         **{f"kernel {name}": _content(Path("/proc/sys") / name) for name in KERNEL},
         **{f"system {path}": _content(Path(path)) for path in SYSTEM},
         **{f"control group {path}": _content(path) for path in _control_groups()},
-        "mounts": "\n".join(_mounts()),
+        **{f"mount {point}": str(times) for point, times in _mounts().items()},
         "interfaces": " ".join(n for n in _names("/sys/class/net") if not n.startswith(COMING_AND_GOING)),
     }
 
@@ -141,10 +146,11 @@ def _names(folder: str) -> list[str]:
 def _about(path: Path) -> str:
     try:
         about = path.lstat()
-        kind = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else "no regular file"
+        small = path.is_file() and about.st_size < SMALL_BYTES
+        kind = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if small else f"written at {about.st_mtime_ns}"
     except OSError as problem:
         return type(problem).__name__
-    return f"{kind} {about.st_mode:o} {about.st_uid}:{about.st_gid} {about.st_size if path.is_file() else ''}"
+    return f"{kind} {about.st_mode:o} {about.st_uid}:{about.st_gid} {about.st_size}"
 
 
 def _content(path: Path) -> str:
@@ -164,5 +170,6 @@ def _mount_points() -> list[str]:
     return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
-def _mounts() -> list[str]:
-    return sorted(point for point in _mount_points() if not point.startswith(MOUNTED_BY_OTHERS))
+def _mounts() -> Counter[str]:
+    others = (*MOUNTED_BY_OTHERS, f"{cache_folder()}/")  # the tests' private engines live in the cache
+    return Counter(point for point in _mount_points() if not point.startswith(others))

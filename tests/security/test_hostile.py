@@ -14,7 +14,8 @@ from tests.security.stage import Stage, a_stage, oci_runtimes
 
 def fast(family: Family) -> Family:
     """Leave of a family what is quick; heavy attacks without their neighbour."""
-    attacks = [replace(attack, heavy=False) for attack in family.attacks if attack.fast]
+    short = [replace(a, heavy=False, timeout_s=min(a.timeout_s, 3)) if a.heavy else a for a in family.attacks]
+    attacks = [attack for attack in short if attack.fast]
     return replace(family, attacks=attacks, checks=[check for check in family.checks if check.fast])
 
 
