@@ -32,7 +32,7 @@ FORK = Family(
                     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
                     made += 1
             except RuntimeError:
-                print("refused after few", made < 100)
+                print("refused after few", made < 600)
             os._exit(0)
             """,
             prints=("refused after few True",),
@@ -78,7 +78,7 @@ FORK = Family(
                         os._exit(0)
                 except OSError:
                     break
-            print("zombies are bounded", len(os.listdir("/proc")) < 400)
+            print("zombies are bounded", len(os.listdir("/proc")) < 700)
             """,
             prints=("zombies are bounded True",),
         ),
@@ -86,13 +86,13 @@ FORK = Family(
             name="forks by vfork and clone in all their ways",
             script="""
             made = 0
-            for number in range(300):
+            for number in range(700):
                 pid = libc.syscall(56, 17, 0, 0, 0, 0) if number % 2 else libc.fork()
                 if pid == 0:
                     time.sleep(60)
                     os._exit(0)
                 made += pid > 0
-            print("bounded", made < 80)
+            print("bounded", made < 600)
             """,
             prints=("bounded True",),
         ),

@@ -18,7 +18,7 @@ def judge_probes(probes: Sequence[Probe], seen: Seen, prefix: str) -> list[Compl
     outcomes = dict(_outcomes(seen))
     complaints = []
     for probe in probes:
-        outcome = outcomes.get(probe.name, "it said nothing")
+        outcome = outcomes.get(probe.name, f"nothing was said ({seen.end.reason}: {seen.end.message})")
         if outcome not in probe.outcomes:
             kind: Kind = "escape" if outcome.startswith("value ") else "wrong end"
             text = f"{outcome} instead of {' or '.join(sorted(probe.outcomes))}"
