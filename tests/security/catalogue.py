@@ -1,4 +1,4 @@
-"""All families of hostile cases, in the order in which they are played, and what cannot hold on which runtime."""
+"""All families of hostile cases, in the order in which they are played."""
 
 from tests.security.case import Family
 from tests.security.family_artifact import ARCHIVES, ARTIFACT
@@ -33,6 +33,3 @@ FAMILIES: tuple[Family, ...] = (
     DEVICES,
     SECRETS,
 )
-
-WAIVED: dict[tuple[str, str], str] = {}
-"""(runtime, "family: case") → why it cannot hold there. The suite prints it."""

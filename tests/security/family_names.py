@@ -194,8 +194,7 @@ VARIABLES = Family(
         Attack(
             name="variables that would hijack an interpreter or a loader, past the api",
             script="""
-            seen = open("/proc/self/status").read()
-            print("script ran", "Seccomp:\\t2" in seen)
+            print("script ran", os.getuid() != 0)
             """,
             variables={
                 "LD_PRELOAD": "/runyard/out/evil.so",

@@ -165,7 +165,7 @@ async def a_stage(oci_runtime: str, **settings: Any) -> AsyncIterator[Stage]:
     """Open a stage on one of the engine's OCI runtimes; nothing of it is left afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="runyard-hostile-"))
     folder.chmod(0o755)
-    client = docker.APIClient(version="auto")
+    client = docker.from_env().api
     try:
         with baited(folder) as baits:
             (folder / "scripts").mkdir()
@@ -181,7 +181,7 @@ async def a_stage(oci_runtime: str, **settings: Any) -> AsyncIterator[Stage]:
 
 def oci_runtimes() -> list[str]:
     """List the OCI runtimes that the engine has, of those that are promised."""
-    client = docker.APIClient(version="auto")
+    client = docker.from_env().api
     try:
         found = client.info()["Runtimes"]
         return [name for name in ("runc", "runsc") if name in found]

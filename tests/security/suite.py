@@ -13,9 +13,10 @@ import time
 
 from services.backbone.telemetry import configure_logs
 from tests.security.case import Complaint, Family
-from tests.security.catalogue import FAMILIES, WAIVED
+from tests.security.catalogue import FAMILIES
 from tests.security.playing import Played, Player
 from tests.security.stage import Stage, a_stage, oci_runtimes
+from tests.security.waivers import waived
 
 KINDS = ("escape", "wrong end", "sentinel changed", "left behind", "neighbour harmed")
 BESIDE = {
@@ -46,11 +47,12 @@ async def played_well(oci_runtime: str, families: list[Family]) -> bool:
     say(f"\n{oci_runtime}: {sum(family.size for family in families)} cases in {len(families)} families")
     async with a_stage(oci_runtime) as stage:
         complaints = await _played(stage, families)
-        waived = [c for c in complaints if (oci_runtime, c.case) in WAIVED]
-        complaints = [c for c in complaints if (oci_runtime, c.case) not in WAIVED]
+        excused = {c.case: reason for c in complaints if (reason := waived(oci_runtime, c)) is not None}
+        complaints = [c for c in complaints if waived(oci_runtime, c) is None]
         left = len([what for what in await stage.leftovers() if what.startswith("container")])
-    for complaint in waived:
-        say(f"  cannot hold on {oci_runtime}: {complaint.case}: {WAIVED[oci_runtime, complaint.case]}")
+    for reason in dict.fromkeys(excused.values()):
+        say(f"  cannot hold on {oci_runtime}, for {reason}:")
+        say("    " + "; ".join(case for case, why in excused.items() if why == reason))
     counts = {kind: sum(c.kind == kind for c in complaints) for kind in KINDS}
     say(f"  {', '.join(f'{kind}: {count}' for kind, count in counts.items())}; containers left: {left}")
     return not complaints and not left

@@ -1,5 +1,6 @@
 """The suite itself: that it would see an escape, a wrong end, a changed sentinel, and that its catalogue is one."""
 
+import re
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +12,10 @@ from schemas.parts import LogLine
 from schemas.reason import Reason
 from services.runner.local_ear import End
 from tests.security import sentinels
-from tests.security.case import BLOCKED, Attack, Probe, Seen, errors, script_of
+from tests.security.case import BLOCKED, Attack, Complaint, Probe, Seen, errors, script_of
 from tests.security.catalogue import FAMILIES
 from tests.security.judging import judge_attack, judge_probes
+from tests.security.waivers import ON_RUNSC, waived
 
 NOW = datetime(2026, 3, 13, 16, 10, tzinfo=UTC)
 WELL = RunSucceeded(run_id="r", attempt=1, ended_at=NOW, reason=Reason.NO_ARTIFACT, message="the script wrote nothing")
@@ -69,6 +71,19 @@ def test_a_planted_file_that_changes_or_goes_is_seen(tmp_path: Path) -> None:
     (tmp_path / "planted" / "for-root").unlink()
     (tmp_path / "planted" / "new").touch()
     assert len(sentinels.changes(before, sentinels.take(tmp_path / "planted"))) == 4
+
+
+def test_a_waiver_is_for_one_runtime_and_excuses_neither_what_is_left_nor_a_changed_sentinel() -> None:
+    case = "escape: unshare of users"
+    assert waived("runsc", Complaint(case, "escape", "value 0")) is not None
+    assert waived("runc", Complaint(case, "escape", "value 0")) is None
+    assert waived("runsc", Complaint(case, "sentinel changed", "")) is None
+    assert waived("runsc", Complaint("escape: mount", "escape", "value 0")) is None
+
+
+def test_every_waiver_is_for_a_case_of_the_catalogue() -> None:
+    cases = [f"{f.name}: {c.name}" for f in FAMILIES for c in (*f.attacks, *f.probes, *f.checks)]
+    assert [pattern for pattern in ON_RUNSC if not any(re.fullmatch(pattern, case) for case in cases)] == []
 
 
 def test_an_error_that_does_not_exist_cannot_be_expected() -> None:
