@@ -1,6 +1,6 @@
 """Plays families of hostile cases on a stage and gathers what is wrong; sentinels are compared after every case.
 
-Owns the order: probes of a family in one container, light attacks two at a time, heavy ones alone with a neighbour.
+Owns the order: probes of a family in one container, light attacks and checks a few at a time, heavy ones with a neighbour.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from tests.security.judging import judge_attack, judge_probes
 from tests.security.neighbour import Neighbourhood
 from tests.security.stage import Stage
 
-AT_ONCE = 2
+AT_ONCE = 3
 PROBES_TOGETHER = 60
 """So many that the limit on processes is no matter, and one that ends the container is soon found."""
 
@@ -46,13 +46,11 @@ class Player:
         for first in range(0, len(family.probes), PROBES_TOGETHER):
             some = family.probes[first : first + PROBES_TOGETHER]
             await self._watched(f"{family.name}: probes from {first + 1}", self._probe(family.name, some), played)
-        light = [self.attack(family.name, attack, played) for attack in family.attacks if not attack.heavy]
-        await together(light)
+        await together(self.attack(family.name, attack, played) for attack in family.attacks if not attack.heavy)
         for attack in family.attacks:
             if attack.heavy:
                 await self.attack(family.name, attack, played)
-        for check in family.checks:
-            await self._watched(f"{family.name}: {check.name}", self._check(family.name, check), played)
+        await together(self.check(family.name, check, played) for check in family.checks)
         left = await self.stage.leftovers()
         played.complaints += [Complaint(family.name, "left behind", what) for what in left]
         return played
@@ -62,6 +60,10 @@ class Player:
         name = f"{family}: {attack.name}"
         work = self._beside(attack, name) if attack.heavy else self._alone(attack, name)
         await self._watched(name, work, played)
+
+    async def check(self, family: str, check: Check, played: Played) -> None:
+        """Do one check."""
+        await self._watched(f"{family}: {check.name}", self._check(family, check), played)
 
     async def _alone(self, attack: Attack, name: str) -> list[Complaint]:
         return judge_attack(attack, await self.stage.play(attack), name)
