@@ -1,6 +1,6 @@
 """Plays families of hostile cases on a stage and gathers what is wrong; sentinels are compared after every case.
 
-Owns the order: probes of a family in one container, light attacks and checks a few at a time, heavy ones with a neighbour.
+Owns the order: probes of a family together, light attacks and checks a few at a time, heavy ones beside a neighbour.
 """
 
 import asyncio
