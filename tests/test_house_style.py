@@ -28,6 +28,7 @@ SPEAKS_SQL = re.compile(
 )
 SEVERAL_PRODUCERS = {
     "RunFailed": "the scheduler fails a run whose attempts are exhausted",
+    "RunQueued": "the runner queues for itself, and tells nobody, what `runyard run-local` asks for",
     "RunCancelled": "the scheduler cancels a run that no attempt exists of",
 }
 

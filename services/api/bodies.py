@@ -102,7 +102,6 @@ def bounded_variables(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
-<<<<<<< ours
 def printable(name: str) -> str:
     """Accept the name of a metric, as METRICS_PATH would take it.
 
@@ -124,14 +123,6 @@ def searchable(regex: str) -> str:
     return regex
 
 
-PlainText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
-Filename = Annotated[str, AfterValidator(safe_filename)]
-||||||| base
-PlainText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(plain_text)]
-Filename = Annotated[str, AfterValidator(safe_filename)]
-=======
 SAID_OF_VARIABLES: dict[str, Any] = {
     "maxProperties": MAX_VARIABLES,
     "propertyNames": {
@@ -149,7 +140,6 @@ Name = Annotated[
     AfterValidator(plain_text),
 ]
 Filename = Annotated[str, Field(json_schema_extra={"pattern": FILE_NAME}), AfterValidator(safe_filename)]
->>>>>>> theirs
 Variables = Annotated[
     dict[Annotated[str, AfterValidator(free_name)], Annotated[str, AfterValidator(passable_value)]],
     Field(
@@ -217,8 +207,12 @@ class ModelBody(Body):
 
     name: Name
     model_type: Literal["custom", "auto"]
-<<<<<<< ours
-    dataset_id: str | None = Field(default=None, max_length=64, description="The dataset that its runs train on.")
+    dataset_id: str | None = Field(
+        default=None,
+        max_length=64,
+        description="The dataset that its runs train on.",
+        json_schema_extra={"pattern": "^[A-Za-z0-9._-]+$"},
+    )
     # Left out of a dump when there are none, so that the idempotency keys of before it was there still fit.
     metric_definitions: Annotated[
         list[MetricDefinitionBody], Field(max_length=MAX_METRIC_DEFINITIONS), AfterValidator(distinct)
@@ -227,16 +221,6 @@ class ModelBody(Body):
         exclude_if=operator.not_,
         description="Metrics that are found in the logs of its runs; each name once.",
     )
-||||||| base
-    dataset_id: str | None = Field(default=None, max_length=64, description="The dataset that its runs train on.")
-=======
-    dataset_id: str | None = Field(
-        default=None,
-        max_length=64,
-        description="The dataset that its runs train on.",
-        json_schema_extra={"pattern": "^[A-Za-z0-9._-]+$"},
-    )
->>>>>>> theirs
 
 
 class ComputeBody(Body):

@@ -74,35 +74,19 @@ NumberCursor = Annotated[
 ]
 OutputCursor = Annotated[
     str | None,
-<<<<<<< ours
     AfterValidator(lambda cursor: None if cursor is None else _position(cursor)),
-    Query(description="`next_cursor` of an earlier answer, or the id of a followed event."),
-||||||| base
-    AfterValidator(lambda cursor: None if cursor is None else _sequence_cursor(cursor)),
-    Query(description="`next_cursor` of an earlier answer, or the id of a followed event."),
-=======
-    AfterValidator(lambda cursor: None if cursor is None else _sequence_cursor(cursor)),
     Query(
         description="`next_cursor` of an earlier answer, or the id of a followed event.", json_schema_extra={**CURSOR}
     ),
->>>>>>> theirs
 ]
 LastEventId = Annotated[
     str | None,
-<<<<<<< ours
     AfterValidator(lambda cursor: None if cursor is None else _position(cursor)),
-    Header(alias="Last-Event-ID", description="Where a broken stream goes on; wins over `after`."),
-||||||| base
-    AfterValidator(lambda cursor: None if cursor is None else _sequence_cursor(cursor)),
-    Header(alias="Last-Event-ID", description="Where a broken stream goes on; wins over `after`."),
-=======
-    AfterValidator(lambda cursor: None if cursor is None else _sequence_cursor(cursor)),
     Header(
         alias="Last-Event-ID",
         description="Where a broken stream goes on; wins over `after`.",
         json_schema_extra={**CURSOR},
     ),
->>>>>>> theirs
 ]
 FilterText = Annotated[
     str | None,

@@ -15,6 +15,7 @@ from services.cli.dead_letters import app as dead_letters
 from services.cli.demo import demo
 from services.cli.errors import CliError
 from services.cli.operations import migrate, replay, verify
+from services.cli.run_local import run_local_command
 from services.cli.runs import cancel, logs, runs
 from services.cli.tokens import token
 from services.cli.train import train
@@ -64,6 +65,7 @@ def main(
 
 for use in (demo, up, train, runs, logs, cancel, token):
     app.command()(use)
+app.command("run-local")(run_local_command)
 for operate in (migrate, replay, verify):
     app.command(rich_help_panel="Operations")(operate)
 app.add_typer(dead_letters, name="dead-letters", rich_help_panel="Operations")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas.parts import AssetType
 from services.cli.api_client import Api, Json
 from services.cli.errors import UsageRefused
 
@@ -63,7 +64,7 @@ def _check(model: Json, definitions: Sequence[Json]) -> None:
         )
 
 
-def asset_type_of(filename: str) -> str:
+def asset_type_of(filename: str) -> AssetType:
     """Tell an asset's type from its name.
 
     >>> [asset_type_of(name) for name in ("layers.py", "requirements-gpu.txt", "words.txt")]

@@ -241,9 +241,18 @@ def _hole_bytes(descriptor: int, size: int) -> int:
                 raise
             data = size  # no data up to the end
         holes += data - position
-        position = size if data >= size else os.lseek(descriptor, data, os.SEEK_HOLE)
+        position = size if data >= size else _next_hole(descriptor, data)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return holes
+
+
+def _next_hole(descriptor: int, position: int) -> int:
+    try:
+        return os.lseek(descriptor, position, os.SEEK_HOLE)
+    except OSError as problem:
+        if problem.errno != errno.ENXIO:
+            raise
+        raise ChangedError("changed while it was read") from problem  # it is shorter now
 
 
 def _copy(descriptor: int, about: os.stat_result, path: str, target: BinaryIO) -> None:

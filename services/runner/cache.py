@@ -1,12 +1,15 @@
-"""Objects of the store on the runner's own disk, addressed by their SHA-256, so that a dataset travels once.
+"""Objects of the store on the runner's own disk, by SHA-256 and by whose they are, so that a dataset travels once.
 
 A file appears whole or not at all, its digest checked on the way in, read-only for everybody. The folder is kept below
-a size by removing what was used longest ago, never what an attempt holds. It never serves bytes that were not checked.
+a size by removing what was used longest ago, never what an attempt holds. It never serves bytes that were not checked,
+nor one file to two tenants: locks and watches on a file that both have mounted would carry messages between their runs
+(docs/decisions/0016-cached-files-have-one-owner.md).
 """
 
 import asyncio
 import hashlib
 import os
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +19,7 @@ from typing import BinaryIO
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from schemas.parts import PinnedObject
+from schemas.parts import PinnedAsset, PinnedDataset, PinnedObject
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import TransientError
 from services.backbone.objects import Objects, content_key
@@ -47,17 +50,37 @@ class Cache:
             TransientError: the store did not answer, or gave other bytes.
             OSError: the disk is full.
         """
-        digests = [pinned.sha256 for pinned in wanted]
-        self._held.update(digests)
+        names = [file_name(pinned.sha256, _owner(pinned)) for pinned in wanted]
+        self._held.update(names)
         try:
-            for pinned in wanted:
-                async with self._locks.setdefault(pinned.sha256, asyncio.Lock()):
-                    await self._ensure(pinned)
-            yield {digest: self._path(digest) for digest in digests}
+            for pinned, name in zip(wanted, names, strict=True):
+                async with self._locks.setdefault(name, asyncio.Lock()):
+                    await self._ensure(pinned, self.folder / name)
+            yield {pinned.sha256: self.folder / name for pinned, name in zip(wanted, names, strict=True)}
         finally:
-            self._held.subtract(digests)
+            self._held.subtract(names)
             self._held += Counter()  # forgets those that nobody holds
             await asyncio.to_thread(self._shrink, frozenset(self._held))
+
+    def keep(self, source: Path, owner: str) -> tuple[str, int]:
+        """Copy a file of this machine into the cache as the content of a dataset or asset; its digest and its size.
+
+        Raises:
+            OSError: it cannot be read, or the disk is full.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f"{uuid4().hex}.part"
+        try:
+            with source.open("rb") as bytes_, part.open("xb") as target:
+                shutil.copyfileobj(bytes_, target, 1 << 20)
+            with part.open("rb") as copied:
+                digest = hashlib.file_digest(copied, "sha256").hexdigest()
+            size_bytes = part.stat().st_size
+            part.chmod(READ_ONLY)
+            part.rename(self.folder / file_name(digest, owner))
+        finally:
+            part.unlink(missing_ok=True)
+        return digest, size_bytes
 
     def clear_unfinished(self) -> None:
         """Remove what an earlier process was still writing; to be called before the first use."""
@@ -65,11 +88,7 @@ class Cache:
         for leftover in self.folder.glob("*.part"):
             leftover.unlink()
 
-    def _path(self, digest: str) -> Path:
-        return self.folder / digest
-
-    async def _ensure(self, pinned: PinnedObject) -> None:
-        path = self._path(pinned.sha256)
+    async def _ensure(self, pinned: PinnedObject, path: Path) -> None:
         if path.exists():
             os.utime(path)
             return
@@ -108,3 +127,23 @@ class Cache:
 
     def _finished(self) -> list[tuple[Path, os.stat_result]]:
         return [(path, path.stat()) for path in self.folder.iterdir() if path.suffix != ".part"]
+
+
+def file_name(sha256: str, owner: str) -> str:
+    """Name the file that a dataset's or an asset's bytes are kept in; ids come from outside, so they are digested.
+
+    >>> file_name("0" * 4, "dts-00000000")
+    '0000-5363178bb75760c5'
+    """
+    return f"{sha256}-{hashlib.sha256(owner.encode()).hexdigest()[:16]}"
+
+
+def _owner(pinned: PinnedObject) -> str:
+    """Tell whose bytes they are: datasets and assets belong to one tenant each."""
+    match pinned:
+        case PinnedDataset():
+            return pinned.dataset_id
+        case PinnedAsset():
+            return pinned.asset_id
+        case _:
+            return ""

@@ -7,7 +7,7 @@ is pure; `OutputPublisher` waits for Kafka as long as it takes, since the contai
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from schemas.parts import LogLine, MetricPoint, RunAttempt
 from services.backbone.crash_points import crash_point
-from services.backbone.publisher import Publisher
+from services.backbone.publisher import Record
 from services.backbone.retry import until_it_works
 from services.runner.definitions import MeasuredLog
 from services.runner.events import Outgoing, Pen, logs_appended, metrics_reported
@@ -133,6 +133,13 @@ class OutputJournal(Protocol):
         """Promise a batch."""
 
 
+class Publishing(Protocol):
+    """Who takes events: Kafka, or whoever listens here."""
+
+    async def publish(self, records: Sequence[Record]) -> None:
+        """Take records in order; returns when they are safe there."""
+
+
 @dataclass(frozen=True, slots=True)
 class OutputPublisher:
     """Sends one attempt's batches, each until Kafka has it."""
@@ -140,7 +147,7 @@ class OutputPublisher:
     pen: Pen
     batches: Batches
     journal: OutputJournal
-    publisher: Publisher
+    publisher: Publishing
     clock: Callable[[], datetime] = field(repr=False)
     may_tell: asyncio.Event = field(repr=False)
 

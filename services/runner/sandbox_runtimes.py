@@ -11,7 +11,7 @@ from docker.errors import DockerException
 from schemas.parts import Runtime
 from services.runner import sandbox_images
 from services.runner.errors import EngineUnavailable
-from services.runner.sandbox_rootfs import CannotBuildError
+from services.runner.sandbox_rootfs import CannotBuildError, Say
 
 
 def runtimes() -> tuple[Runtime, ...]:
@@ -27,13 +27,14 @@ def runtimes() -> tuple[Runtime, ...]:
     return tuple(cast(Runtime, name) for name in found if name in get_args(Runtime))
 
 
-def image_of(runtime: Runtime) -> str:
+def image_of(runtime: Runtime, say: Say = lambda line: None) -> str:
     """Return the id of a runtime's image, making the image first if need be: that takes a minute or so.
 
     Raises:
         EngineUnavailable: it cannot be made here and now, which is not the script's fault.
     """
     try:
-        return sandbox_images.ensure(runtime)
+        with sandbox_images.workshop(say) as shop:
+            return sandbox_images.ensure(runtime, shop)
     except (CannotBuildError, DockerException, requests.exceptions.RequestException, OSError) as error:
         raise EngineUnavailable(str(error)) from error

@@ -18,7 +18,6 @@ import structlog
 from schemas.events import RunQueued
 from schemas.reason import Reason
 from services.backbone.crash_points import crash_point
-from services.backbone.publisher import Publisher
 from services.runner import checkpoint, folder, quota
 from services.runner.checkpoint_store import CheckpointStore
 from services.runner.engine import Engine
@@ -26,6 +25,7 @@ from services.runner.errors import EngineRefused
 from services.runner.folder import Orders, Owner, RunFolder
 from services.runner.journal import Entry, Journal
 from services.runner.outcome import Lost
+from services.runner.output import Publishing
 from services.runner.packages import Packages, RequirementsTold, told_before, write_told
 from services.runner.quota import Quota
 from services.runner.requirements import PackageSet, RequirementsFailed
@@ -85,7 +85,7 @@ class Surroundings:
     supplies: Supplies
     packages: Packages
     checkpoints: CheckpointStore
-    publisher: Publisher
+    publisher: Publishing
     changed: Callable[[], None] = field(repr=False)
     may_start: asyncio.Event = field(repr=False)
     may_tell: asyncio.Event = field(repr=False)

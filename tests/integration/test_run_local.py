@@ -1,0 +1,226 @@
+"""`runyard run-local` as a user types it: the same sandbox, the same words, and nothing left when it is gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import docker
+import pytest
+
+from services.runner.local_home import PREFIX
+from services.runner.sandbox import RUN_LABEL
+
+RUNYARD = [sys.executable, "-c", "from services.cli.main import app; app()"]
+WITHIN_S = 60
+
+
+class Bench:
+    """A folder for scripts, and the command with its own folder for temporary files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        (folder / "data.csv").write_text("a,b\n1,2\n")
+
+    def command(self, script: str, *words: object) -> list[str]:
+        (self.folder / "train.py").write_text(script)
+        files = [str(self.folder / "train.py"), "--data", str(self.folder / "data.csv")]
+        return [*RUNYARD, "run-local", *files, "--memory-gb", "1", "--cpu-cores", "1", *map(str, words)]
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
+        kept |= {"COLUMNS": "200", "PYTHONUNBUFFERED": "1", "TMPDIR": str(self.temporary), "RUNYARD_GRACE_S": "2"}
+        return {**kept, **changes}
+
+    def run(self, script: str, *words: object, **changes: str) -> subprocess.CompletedProcess[str]:
+        command, environment = self.command(script, *words), self.environment(**changes)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+
+    def start(self, script: str, *words: object) -> "subprocess.Popen[str]":
+        command, environment = self.command(script, *words), self.environment()
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def left(self) -> list[str]:
+        """What is left: folders, and containers whose files lie in them."""
+        folders = [path.name for path in self.temporary.glob(f"{PREFIX}*")]
+        client = docker.from_env()
+        try:
+            found = client.api.containers(all=True, filters={"label": RUN_LABEL})
+        finally:
+            client.close()
+        containers = [c["Names"][0] for c in found if any(_below(m, self.temporary) for m in c["Mounts"])]
+        return folders + containers
+
+
+def _below(mount: dict[str, str], folder: Path) -> bool:
+    return mount.get("Source", "").startswith(f"{folder}/")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def read_until(process: "subprocess.Popen[str]", text: str) -> str:
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    pytest.fail(f"it ended before it said {text!r}: {said}")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+TRAINS = """
+import json, os, layers
+print("data:", open(os.environ["DATASET_PATH"]).readline().strip(), layers.NAME, os.environ["EPOCHS"])
+with open(os.environ["METRICS_PATH"], "a") as metrics:
+    metrics.write(json.dumps({"name": "loss", "value": 0.25}) + "\\n")
+open(os.environ["MODEL_OUTPUT_PATH"], "w").write("weights")
+"""
+
+
+def test_a_script_trains_and_its_artifact_is_where_it_should_be(bench: Bench) -> None:
+    (bench.folder / "layers.py").write_text("NAME = 'layers'\n")
+    output = bench.folder / "trained"
+    done = bench.run(TRAINS, "--asset", bench.folder / "layers.py", "-e", "EPOCHS=2", "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "data: a,b layers 2" in done.stdout
+    assert "loss" in done.stdout
+    assert "succeeded" in done.stdout
+    assert [(path.name, path.read_text()) for path in output.iterdir()] == [("model", "weights")]
+    assert bench.left() == []
+
+
+def test_a_folder_is_put_there_as_the_tar_that_a_version_would_be(bench: Bench) -> None:
+    script = "import os\nos.mkdir(os.environ['MODEL_OUTPUT_PATH'])\n"
+    script += "open(os.environ['MODEL_OUTPUT_PATH'] + '/weights', 'w').write('w')\n"
+    output = bench.folder / "trained"
+    assert bench.run(script, "--output", output).returncode == 0
+    with tarfile.open(output / "model.tar") as tar:
+        assert tar.getnames() == ["weights"]
+
+
+def test_a_failure_is_told_in_a_runs_own_words(bench: Bench) -> None:
+    done = bench.run("import sys\nprint('about to fail', file=sys.stderr)\nsys.exit(7)")
+    assert done.returncode == 1
+    assert "script_error: exit code 7: about to fail" in done.stdout
+    assert bench.left() == []
+
+
+def test_a_script_over_its_time_limit_is_a_timeout_as_that_of_a_run(bench: Bench) -> None:
+    done = bench.run("import time\nprint('begun')\ntime.sleep(60)", "--timeout-s", 1)
+    assert done.returncode == 124
+    assert "timeout: stopped at its time limit" in done.stdout
+    assert bench.left() == []
+
+
+def test_without_an_artifact_it_succeeds_and_says_so(bench: Bench) -> None:
+    done = bench.run("print('nothing to keep')")
+    assert done.returncode == 0
+    assert "no_artifact" in done.stdout
+
+
+PATIENT = """
+import signal, sys, time
+def stop(*_):
+    print("saving")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("ready")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_reaches_the_script_as_sigterm_and_cleans_up(bench: Bench, number: signal.Signals) -> None:
+    process = bench.start(PATIENT)
+    read_until(process, "ready")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == 130, said
+    assert "saving" in said
+    assert "user_request: stopped on request" in said
+    assert bench.left() == []
+
+
+def test_a_second_interruption_waits_for_nobody(bench: Bench) -> None:
+    process = bench.start("import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('ready')\ntime.sleep(60)")
+    read_until(process, "ready")
+    process.send_signal(signal.SIGINT)
+    read_until(process, "once more")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WITHIN_S)
+    assert process.returncode == 130
+    assert bench.left() == []
+
+
+def test_what_a_killed_one_has_left_is_swept_by_the_next(bench: Bench) -> None:
+    process = bench.start("import time\nprint('ready')\ntime.sleep(600)")
+    read_until(process, "ready")
+    process.kill()
+    process.communicate(timeout=WITHIN_S)
+    assert len(bench.left()) == 2
+    assert bench.run("print('the next')").returncode == 0
+    until(lambda: bench.left() == [])
+
+
+def test_two_at_once_do_not_meet(bench: Bench) -> None:
+    first = bench.start(PATIENT)
+    read_until(first, "ready")
+    assert bench.run("print('beside it')").returncode == 0
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=WITHIN_S)
+    assert bench.left() == []
+
+
+def test_the_sandbox_is_that_of_a_run(bench: Bench) -> None:
+    done = bench.run("import os, socket\nprint(os.listdir('/sys/class/net'), os.getuid() != 0)\nopen('/x', 'w')")
+    assert done.returncode == 1
+    assert "['lo'] True" in done.stdout
+    assert "Read-only file system" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--runtime", "python2.7"), "runtime: Input should be 'python3.10', 'python3.11' or 'python3.12'"),
+        (("-e", "LD_PRELOAD=x"), "reserved"),
+        (("-e", "NOTHING"), "write NAME=VALUE"),
+        (("--asset", "/nowhere/layers.py"), "/nowhere/layers.py is no file"),
+    ],
+)
+def test_what_a_run_would_be_refused_for_is_refused_here(bench: Bench, words: tuple[str, ...], said: str) -> None:
+    done = bench.run("print('never')", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert bench.left() == []
+
+
+def test_a_machine_without_an_engine_is_told_so(bench: Bench) -> None:
+    done = bench.run("print('never')", DOCKER_HOST="tcp://127.0.0.1:1")
+    assert done.returncode == 4
+    assert "the Docker Engine does not answer" in done.stderr
+    assert bench.left() == []
+
+
+def test_the_help_tells_the_exit_codes(bench: Bench) -> None:
+    done = subprocess.run(
+        [*RUNYARD, "run-local", "--help"], env=bench.environment(), capture_output=True, text=True, check=True
+    )
+    assert "124 timed out" in done.stdout
+    assert "--timeout-s" in done.stdout

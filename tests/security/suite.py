@@ -1,0 +1,87 @@
+"""The whole hostile suite, on each OCI runtime that the engine has: `python -m tests.security.suite`, `make security`.
+
+Prints counts per family and what is wrong; exits 1 unless there is no escape, no sentinel changed, nothing left and
+every end the right one. The pytest tests of this folder and the HTTP fuzzing belong to it.
+"""
+
+import argparse
+import asyncio
+import importlib.util
+import subprocess
+import sys
+import time
+
+from services.backbone.telemetry import configure_logs
+from tests.security.case import Complaint, Family
+from tests.security.catalogue import FAMILIES
+from tests.security.playing import Played, Player
+from tests.security.stage import Stage, a_stage, oci_runtimes
+from tests.security.waivers import waived
+
+KINDS = ("escape", "wrong end", "sentinel changed", "left behind", "neighbour harmed")
+BESIDE = {
+    "the fast subset and what belongs to it": ["-m", "pytest", "-q", "tests/security"],
+    "HTTP": ["-m", "tests.security.http_fuzz", "--cases", "20000"],
+}
+
+
+def main() -> int:
+    """Run the command line; the exit code is 1 when anything is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.security.suite", description=__doc__)
+    parser.add_argument("--runtime", action="append", help="only on this OCI runtime; repeatable")
+    parser.add_argument("--family", action="append", help="only this family; repeatable")
+    parser.add_argument("--alone", action="store_true", help="neither the pytest tests nor the HTTP fuzzing")
+    asked = parser.parse_args()
+    configure_logs("security", "error")
+    began = time.monotonic()
+    families = [family for family in FAMILIES if not asked.family or family.name in asked.family]
+    wrong = [runtime for runtime in asked.runtime or oci_runtimes() if not asyncio.run(played_well(runtime, families))]
+    if not asked.alone:
+        wrong += [what for what, words in BESIDE.items() if not _well(what, words)]
+    say(f"\n{'WRONG: ' + ', '.join(wrong) if wrong else 'all is well'}, after {time.monotonic() - began:.0f} s")
+    return 1 if wrong else 0
+
+
+async def played_well(oci_runtime: str, families: list[Family]) -> bool:
+    """Play families on a runtime and tell what came of it; True when nothing is wrong."""
+    say(f"\n{oci_runtime}: {sum(family.size for family in families)} cases in {len(families)} families")
+    async with a_stage(oci_runtime) as stage:
+        complaints = await _played(stage, families)
+        excused = {c.case: reason for c in complaints if (reason := waived(oci_runtime, c)) is not None}
+        complaints = [c for c in complaints if waived(oci_runtime, c) is None]
+        left = len([what for what in await stage.leftovers() if what.startswith("container")])
+    for reason in dict.fromkeys(excused.values()):
+        say(f"  cannot hold on {oci_runtime}, for {reason}:")
+        say("    " + "; ".join(case for case, why in excused.items() if why == reason))
+    counts = {kind: sum(c.kind == kind for c in complaints) for kind in KINDS}
+    say(f"  {', '.join(f'{kind}: {count}' for kind, count in counts.items())}; containers left: {left}")
+    return not complaints and not left
+
+
+async def _played(stage: Stage, families: list[Family]) -> list[Complaint]:
+    player, complaints = Player.on(stage, lambda line: say(f"    {line}")), list[Complaint]()
+    for family in families:
+        began = time.monotonic()
+        played: Played = await player.play(family)
+        complaints += played.complaints
+        cases = {complaint.case for complaint in played.complaints}
+        say(f"  {family.name:12} {played.cases:4} cases, {len(cases):3} wrong, {time.monotonic() - began:6.1f} s")
+    return complaints
+
+
+def _well(what: str, words: list[str]) -> bool:
+    if words[1] != "pytest" and importlib.util.find_spec(words[1]) is None:
+        say(f"\n{what}: {words[1]} is not here")
+        return True
+    say(f"\n{what}: {' '.join(words)}")
+    return subprocess.run([sys.executable, *words], check=False).returncode == 0
+
+
+def say(line: str) -> None:
+    """Print at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
