@@ -54,8 +54,9 @@ def test_only_out_belongs_to_the_script_and_secrets_are_for_its_eyes_only(folder
         "out": 0o700,
     }
     of_shim = [folder.slot / "shim", *(folder.slot / "shim").rglob("*")]
-    assert {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in of_shim} == {(True, 0o500), (False, 0o400)}
-    private = [folder.out, folder.slot, folder.slot / "spec.json", *of_shim]
+    assert {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in of_shim} == {(True, 0o755), (False, 0o444)}
+    assert {path.stat().st_uid for path in of_shim} == {os.geteuid()}
+    private = [folder.out, folder.slot, folder.slot / "spec.json"]
     assert {path.stat().st_uid for path in private} == {OWNER.uid}
     assert json.loads((folder.slot / "spec.json").read_text())["environment"]["SECRET"] == "a\nb"
 
