@@ -143,11 +143,20 @@ class Attempt:
     async def _conclude_with_artifact(self, state: ContainerState | None) -> Conclusion:
         first = self._conclude(state, NoArtifact())
         if isinstance(first, Lost):
-            await self._keeper.keep_last()
+            await self._keep_last_checkpoint()
             return self._conclude(state, NoArtifact())  # it may have been told to stop meanwhile
         if not isinstance(first, Ended) or first.status is not RunStatus.SUCCEEDED:
             return first
         return self._conclude(state, await self._collect())
+
+    async def _keep_last_checkpoint(self) -> None:
+        """Keep what the script has kept last, also if a restart of the host has unmounted where it lies."""
+        try:
+            await asyncio.to_thread(quota.attach_again, self._setting_up.folder.out)
+        except OSError as problem:
+            self._log.warning("checkpoint_not_kept", error=str(problem))
+        else:
+            await self._keeper.keep_last()
 
     def _conclude(self, state: ContainerState | None, artifact: Collection) -> Conclusion:
         entry = self._around.journal.entry(self._entry.ref)

@@ -125,10 +125,10 @@ def prepare(folder: RunFolder, orders: Orders, contents: Contents, owner: Owner)
     write_shim(folder.slot)
     (folder.slot / "spec.json").write_text(json.dumps(shim_spec(orders)), encoding="utf-8")
     plugins.lay_out(folder.slot / "plugins")
-    for path in (folder.slot, *folder.slot.rglob("*")):
-        path.chmod(0o500 if path.is_dir() else 0o400)
+    (folder.slot / "spec.json").chmod(0o400)
+    folder.slot.chmod(0o500)
     if os.geteuid() == 0:
-        for path in (folder.out, folder.slot, *folder.slot.rglob("*")):
+        for path in (folder.out, folder.slot, folder.slot / "spec.json"):
             os.chown(path, owner.uid, owner.gid)
 
 

@@ -35,9 +35,11 @@ def variables(scratch: str) -> dict[str, str]:
 
 
 def lay_out(folder: Path) -> None:
-    """Make the folder."""
+    """Make the folder, for everybody to read whatever the umask is."""
     about = folder / ABOUT
     about.mkdir(parents=True)
     shutil.copyfile(runyard_mlflow.__file__, folder / f"{MODULE}.py")
     (about / "METADATA").write_text(METADATA)
     (about / "entry_points.txt").write_text(ENTRY_POINTS)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o444)

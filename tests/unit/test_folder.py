@@ -44,25 +44,26 @@ def folder(tmp_path: Path, contents: Contents) -> RunFolder:
 
 
 def test_only_out_belongs_to_the_script_and_secrets_are_for_its_eyes_only(folder: RunFolder) -> None:
-    found = [folder.path, *folder.path.iterdir(), *(path for path in folder.path.glob("*/*") if path.name != "shim")]
+    of_shim = [folder.slot / "shim", *(folder.slot / "shim").rglob("*")]
+    found = [folder.path, *(path for path in folder.path.rglob("*") if path not in of_shim)]
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in found} == {
         "run-1": 0o700,
         "slot": 0o500,
         "spec.json": 0o400,
-        "plugins": 0o500,
-        "runyard_mlflow.py": 0o400,
-        "runyard_mlflow-1.dist-info": 0o500,
-        "METADATA": 0o400,
-        "entry_points.txt": 0o400,
+        "plugins": 0o755,
+        "runyard_mlflow.py": 0o444,
+        "runyard_mlflow-1.dist-info": 0o755,
+        "METADATA": 0o444,
+        "entry_points.txt": 0o444,
         "code": 0o755,
         "train.py": 0o444,
         "data": 0o755,
         "wine.csv": 0o444,
         "out": 0o700,
     }
-    of_shim = [folder.slot / "shim", *(folder.slot / "shim").rglob("*")]
-    assert {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in of_shim} == {(True, 0o500), (False, 0o400)}
-    private = [folder.out, folder.slot, folder.slot / "spec.json", *of_shim]
+    assert {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in of_shim} == {(True, 0o755), (False, 0o444)}
+    assert {path.stat().st_uid for path in of_shim} == {os.geteuid()}
+    private = [folder.out, folder.slot, folder.slot / "spec.json"]
     assert {path.stat().st_uid for path in private} == {OWNER.uid}
     assert json.loads((folder.slot / "spec.json").read_text())["environment"]["SECRET"] == "a\nb"
 
