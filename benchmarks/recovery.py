@@ -2,11 +2,13 @@
 
 What "works again" means is said per part in `MEASURES`: the clock starts with kill -9, a supervisor starts the dead
 part again at once, and heartbeats and lease are the services' defaults (5 s, 60 s). Starts a whole system with two
-runners on a temporary folder and stops everything. Figures depend on the machine.
+runners on a temporary folder and stops everything. Figures depend on the machine. p99 is by nearest rank: with fewer
+than 100 kills it is the longest time seen.
 """
 
 import argparse
 import asyncio
+import math
 import random
 import statistics
 import tempfile
@@ -148,9 +150,18 @@ MEASURES: dict[str, tuple[Measure, int]] = {
 }
 
 
-async def measure(names: list[str], say: Callable[[str], None]) -> Table:
+def p99(taken: list[float]) -> float:
+    """Return the 99th percentile by nearest rank: a time that was really seen.
+
+    >>> p99([3.0, 1.0, 2.0]), p99([float(n) for n in range(1, 201)])
+    (3.0, 198.0)
+    """
+    return sorted(taken)[math.ceil(len(taken) * 0.99) - 1]
+
+
+async def measure(kills: dict[str, int], say: Callable[[str], None]) -> Table:
     """Measure some of the parts on one system; a pause of random length between lets heartbeats fall anywhere."""
-    table = Table("killed", "works again when", "n", "p50 s", "max s", title="Time to resume after kill -9")
+    table = Table("killed", "works again when", "n", "p50 s", "p99 s", title="Time to resume after kill -9")
     small = {"runner-2": {"RUNYARD_RUNNER_CPU_CORES": str(CORES_OF_THE_SMALL_ONE)}}
     options = ChaosOptions(
         heartbeat_s=HEARTBEAT_S, lease_s=LEASE_S, cpu_cores=CORES_OF_THE_LARGE_ONE, environment_of=small
@@ -161,15 +172,15 @@ async def measure(names: list[str], say: Callable[[str], None]) -> Table:
             client = Submitter(chaos.api_url, lambda: token, Book(Path(folder) / "told.jsonl"))
             scene = Scene(chaos, client, count())
             await scene.run_until(await scene.prepared(), STARTED)
-            for name in names:
-                measured, times = MEASURES[name]
+            for name, times in kills.items():
+                measured, _ = MEASURES[name]
                 taken = []
                 for _ in range(times):
                     await asyncio.sleep(random.uniform(0.5, HEARTBEAT_S))  # noqa: S311 - no secret
                     taken.append(await measured(scene))
                     say(f"{name}: {taken[-1]:.2f} s")
                     await chaos.ready()
-                figures = (f"{statistics.median(taken):.1f}", f"{max(taken):.1f}")
+                figures = (f"{statistics.median(taken):.1f}", f"{p99(taken):.1f}")
                 table.add_row(name, (measured.__doc__ or "").rstrip("."), str(times), *figures)
             await client.close()
     return table
@@ -179,9 +190,11 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"which, by default all: {', '.join(MEASURES)}")
-    chosen = parser.parse_args().parts or list(MEASURES)
+    parser.add_argument("--kills", type=int, help="how often each part is killed, by default 2 to 20 times")
+    options = parser.parse_args()
+    kills = {name: options.kills or MEASURES[name][1] for name in options.parts or MEASURES}
     console = Console(width=140, highlight=False)
-    console.print(asyncio.run(measure(chosen, console.print)))
+    console.print(asyncio.run(measure(kills, console.print)))
 
 
 if __name__ == "__main__":
