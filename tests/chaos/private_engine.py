@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, cast
 
@@ -40,9 +41,10 @@ def possible() -> bool:
 
 
 class PrivateEngine:
-    """One private engine; take it with `start`, let it go with `stop`."""
+    """One private engine, with more flags if need be; take it with `start`, let it go with `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, flags: Sequence[str] = ()) -> None:
+        self._flags = (*FLAGS, *flags)
         self._lock: IO[str] | None = None
         self.root = Path()
         self.folder = Path()
@@ -80,7 +82,7 @@ class PrivateEngine:
         self._process = self._process or ServerProcess("dockerd", self.folder, signal.SIGTERM)
         paths = [f"--data-root={self.root / 'data'}", f"--exec-root={self.folder / 'x'}"]
         address = [f"--pidfile={self.folder / 'dockerd.pid'}", f"--host={self.url}"]
-        await self._process.spawn(["dockerd", *paths, *address, *FLAGS], environment={"PATH": _path()})
+        await self._process.spawn(["dockerd", *paths, *address, *self._flags], environment={"PATH": _path()})
         await self._wait_until_it_answers()
 
     def kill(self) -> None:
