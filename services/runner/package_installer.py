@@ -8,6 +8,7 @@ latter again. It must never import more than the standard library of Python 3.10
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,8 @@ MAX_CONNECTIONS = 32
 CHUNK_BYTES = 65536
 LOG_BYTES = 4 << 20
 ORDERS = "orders.json"
+NO_CHILDREN = "[Errno 11]"
+"""As Python tells of EAGAIN, which fork(2) answers at the limit of processes."""
 INDEX_VARIABLE = "PIP_INDEX_URL"
 """Where the index stands: among the variables, since it may hold a password, and commands are shown in messages."""
 # What pip says when the index is at fault: all but 4xx, which is its answer; 408 and 429 ask to come again.
@@ -89,6 +92,20 @@ def pip_command(orders: dict[str, Any], port: int) -> list[str]:
     return [sys.executable, "-I", "-B", orders["pip"], "--log", orders["log"], *own, *network, *install]
 
 
+def forbid_children() -> None:
+    """Take from pip the right to start processes, which it needs for nothing but builds.
+
+    `--only-binary` is not enough: pip builds what a wheel's metadata names by URL, whatever that option says.
+    """
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+
+def say(line: str) -> None:
+    """Add a line of ours to pip's."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def attempt(orders: dict[str, Any], port: int) -> int:
     """Run pip once."""
     for leftover in (orders["target"], orders["scratch"]):
@@ -104,14 +121,23 @@ def attempt(orders: dict[str, Any], port: int) -> int:
         INDEX_VARIABLE: os.environ[INDEX_VARIABLE],
     }
     done = subprocess.run(
-        pip_command(orders, port), env=environment, cwd=orders["scratch"], stdin=subprocess.DEVNULL, check=False
+        pip_command(orders, port),
+        env=environment,
+        cwd=orders["scratch"],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=None if orders["builds_allowed"] else forbid_children,
+        check=False,
     )
     if done.returncode == 0:
         return INSTALLED
     with open(orders["log"], "rb") as log:  # noqa: PTH123 - to read its end only
         log.seek(max(0, os.path.getsize(orders["log"]) - LOG_BYTES))  # noqa: PTH202 - as above
         said = log.read().decode("utf-8", "replace")
-    return UNREACHABLE if is_transient(said) else REFUSED
+    if is_transient(said):
+        return UNREACHABLE
+    if NO_CHILDREN in said and not orders["builds_allowed"]:
+        say("ERROR: a package without a wheel was to be built from source, which is not allowed here")
+    return REFUSED
 
 
 def main() -> int:
@@ -122,8 +148,7 @@ def main() -> int:
         outcome = attempt(orders, port)
         if outcome != UNREACHABLE:
             return outcome
-        sys.stdout.write(f"[runyard] the package index did not answer; trying again in {pause_s} s\n")
-        sys.stdout.flush()
+        say(f"[runyard] the package index did not answer; trying again in {pause_s} s")
         time.sleep(pause_s)
     return attempt(orders, port)
 

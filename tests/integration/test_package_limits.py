@@ -18,7 +18,8 @@ from services.runner.package_install import Install, InstallSpec
 from services.runner.package_outcome import InstallLimits
 from services.runner.requirements import Policy, RequirementsFailed, package_set
 from services.runner.sandbox_images import ensure
-from tests.integration.package_index_scene import Index, serving, wheel
+from tests.integration import hostile_backend
+from tests.integration.package_index_scene import Index, sdist, serving, wheel
 
 MIB = 1 << 20
 LIMITS = InstallLimits(
@@ -85,6 +86,25 @@ async def test_a_wheel_that_unpacks_to_more_than_allowed_is_ended(
             await install.run(), limits.max_bytes
         )  # whoever sees it first: the one who looks now and then, or this one
     assert await left(install) == []
+
+
+@pytest.mark.parametrize("builds_allowed", [False, True])
+async def test_what_a_wheel_names_by_url_is_built_only_where_builds_are_allowed(
+    image: str, engine: Engine, tmp_path: Path, builds_allowed: bool
+) -> None:
+    source = sdist("yardhostile", "1.0", backend=Path(hostile_backend.__file__).read_text())
+    files = {"yardhostile-1.0.tar.gz": source}
+    with serving(files) as index:
+        url = index.url.replace("/simple", "/files/yardhostile-1.0.tar.gz")
+        files["yardlink-1.0-py3-none-any.whl"] = wheel("yardlink", "1.0", "", f"yardhostile @ {url}")
+        limits = dataclasses.replace(LIMITS, builds_allowed=builds_allowed)
+        install = an_install(image, engine, index, tmp_path, limits, "yardlink")
+        if builds_allowed:
+            assert (await install.run() / "yardhostile.py").exists()
+        else:
+            with pytest.raises(RequirementsFailed, match="was to be built from source, which is not allowed here"):
+                await install.run()
+            assert not (tmp_path / "making" / "out" / "site").exists()
 
 
 async def test_more_bytes_from_the_network_than_allowed_end_it(
