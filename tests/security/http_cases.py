@@ -85,12 +85,18 @@ class Findings:
 
     answers: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     cases: int = 0
+    unbelieved: int = 0
     failures: list[str] = field(default_factory=list)
 
     @property
     def requests(self) -> int:
         """How many requests were answered."""
         return sum(counter.total() for counter in self.answers.values())
+
+    @property
+    def at_the_door(self) -> bool:
+        """Whether so many cases were turned away for their token that they tried nothing."""
+        return self.unbelieved * 20 > self.cases
 
     def never_well(self) -> list[str]:
         """Endpoints that never answered with success: their objects were not met, so little was tried."""
@@ -195,8 +201,11 @@ def _note(plan: Plan, event: events.ScenarioFinished, findings: Findings) -> Non
         if interaction.response is None:
             findings.failures.append(f"[{plan.name}] {recorder.label}: no answer to {interaction.request.uri}")
             continue
-        findings.answers[recorder.label][interaction.response.status_code] += 1
-        findings.cases += case_id in recorder.cases and recorder.cases[case_id].parent_id is None
+        status = interaction.response.status_code
+        is_case = case_id in recorder.cases and recorder.cases[case_id].parent_id is None
+        findings.answers[recorder.label][status] += 1
+        findings.cases += is_case
+        findings.unbelieved += is_case and status == 401
         findings.failures.extend(f"[{plan.name}] {text}" for text in _failed(recorder, case_id))
 
 

@@ -121,6 +121,8 @@ async def fuzz(cases: int, seed: int, folder: Path) -> Findings:
                             carry_out, replace(plan, systematic=plan.systematic and first), findings
                         )
                     seed += 1
+        if findings.at_the_door:
+            findings.failures.append(f"{findings.unbelieved} cases were a 401: their token was not believed")
         findings.failures.extend(_logged(folder / "api.log"))
     finally:
         await server.stop()
