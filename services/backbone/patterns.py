@@ -1,6 +1,6 @@
 """Strangers' regular expressions on strangers' lines: RE2, whose matching is linear, within a bound of memory.
 
-Python's own `re` would backtrack for ever (decision 14). Who accepts a pattern and who uses it compile it here, so that
+Python's own `re` would backtrack for ever (decision 13). Who accepts a pattern and who uses it compile it here, so that
 what was accepted can be used. Owns the limits of a pattern; never knows what it is looked for in.
 """
 

@@ -3,7 +3,7 @@
 A file appears whole or not at all, its digest checked on the way in, read-only for everybody. The folder is kept below
 a size by removing what was used longest ago, never what an attempt holds. It never serves bytes that were not checked,
 nor one file to two tenants: locks and watches on a file that both have mounted would carry messages between their runs
-(docs/decisions/0016-cached-files-have-one-owner.md).
+(docs/decisions/0015-cached-files-have-one-owner.md).
 """
 
 import asyncio

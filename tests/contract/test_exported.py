@@ -29,7 +29,7 @@ NEW_REASONS = {
     f"runyard.run.{name}.v1": ["data.reason: a value that older readers do not know: 'requirements_failed'"]
     for name in ("attempt_lost", "cancelled", "failed", "requeued", "revoked", "waiting")
 }
-"""Breaks that were decided on, with what readers have to know: decision 12."""
+"""Breaks that were decided on, with what readers have to know: decision 11."""
 
 
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: f"{path.parent.name}/{path.stem}")
