@@ -7,22 +7,32 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from schemas.events import AttemptLost
-from schemas.parts import Compute, LogLine, MetricPoint
+from schemas.parts import Compute, LogLine, MetricDefinition, MetricPoint
 from schemas.reason import Reason
-from services.api.bodies import MAX_CPU_CORES, MAX_MEMORY_GB, MAX_TIMEOUT_S, TrainBody, safe_filename
+from services.api.bodies import (
+    MAX_CPU_CORES,
+    MAX_GRACE_S,
+    MAX_MEMORY_GB,
+    MAX_TIMEOUT_S,
+    ModelBody,
+    TrainBody,
+    safe_filename,
+)
 from services.backbone.telemetry import configure_logs
+from services.cli.api_client import Json
 from services.cli.display import RunDisplay
 from services.cli.errors import CliError, UsageRefused
-from services.cli.train import AssetOption, EnvOption, variables_of
+from services.cli.train import AssetOption, EnvOption, definitions_of, variables_of
 from services.cli.uploads import Files, asset_type_of
 from services.runner.errors import EngineUnavailable
 from services.runner.local import LocalOutcome, LocalRequest, run_local
@@ -37,6 +47,14 @@ MemoryOption = Annotated[int | None, typer.Option(min=1, max=MAX_MEMORY_GB, help
 TimeoutOption = Annotated[
     int | None,
     typer.Option("--timeout-s", "--timeout", min=1, max=MAX_TIMEOUT_S, help="Its time limit.", show_default="7200"),
+]
+GraceOption = Annotated[
+    int | None,
+    typer.Option("--grace-s", "--grace", min=0, max=MAX_GRACE_S, help="From SIGTERM to SIGKILL.", show_default="10"),
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME=REGEX", help="A metric that stands in the log; repeatable."),
 ]
 OutputOption = Annotated[
     Path | None, typer.Option(help="Folder for the artifact: `model`, or `model.tar` where the script made a folder.")
@@ -58,12 +76,14 @@ def run_local_command(  # noqa: PLR0913 - every parameter is an option of the co
     cpu_cores: CpuOption = None,
     memory_gb: MemoryOption = None,
     timeout_s: TimeoutOption = None,
+    grace_s: GraceOption = None,
+    metric: MetricOption = None,
     output: OutputOption = None,
 ) -> None:
     """Run a script on this machine in exactly the sandbox that a run gets: needs a Docker Engine and nothing else.
 
     No network, read-only files, the same limits, variables and paths. What works here works as a run. Settings of a
-    runner (RUNYARD_GRACE_S, RUNYARD_OCI_RUNTIME…) count here, too. Ctrl-C sends SIGTERM to the script, once more ends
+    runner (RUNYARD_OCI_RUNTIME, RUNYARD_TMP_MB…) count here, too. Ctrl-C sends SIGTERM to the script, once more ends
     it at once; nothing but the artifact is left.
 
     Exit codes: 0 succeeded, 1 failed, 2 refused, 3 lost by no fault of the script, 4 no Docker Engine, 124 timed out,
@@ -84,13 +104,15 @@ def run_local_command(  # noqa: PLR0913 - every parameter is an option of the co
         "environment_vars": variables_of(env or ()),
         "compute": {name: value for name, value in compute.items() if value is not None},
         "timeout_seconds": timeout_s,
+        "grace_period_seconds": grace_s,
     }
-    request = request_of(files, {name: value for name, value in wanted.items() if value is not None}, output)
+    body = {name: value for name, value in wanted.items() if value is not None}
+    request = replace(request_of(files, body, definitions_of(metric or ())), output=output)
     configure_logs("run-local", "warning")
     sys.exit(asyncio.run(_run(request, Console(highlight=False))))
 
 
-def request_of(files: Files, body: dict[str, Any], output: Path | None) -> LocalRequest:
+def request_of(files: Files, body: Json, definitions: Sequence[Json]) -> LocalRequest:
     """Check a request by the rules of the endpoint, so that nothing works here that a run would be refused for.
 
     Raises:
@@ -98,6 +120,7 @@ def request_of(files: Files, body: dict[str, Any], output: Path | None) -> Local
     """
     try:
         checked = TrainBody.model_validate(body)
+        ModelBody.model_validate({"name": "local", "model_type": "custom", "metric_definitions": list(definitions)})
         for file in (files.script, files.data, *files.others):
             safe_filename(file.name)
     except ValidationError as error:
@@ -113,7 +136,8 @@ def request_of(files: Files, body: dict[str, Any], output: Path | None) -> Local
         variables=checked.environment_vars,
         compute=Compute(cpu_cores=checked.compute.cpu_cores, memory_gb=checked.compute.memory_gb),
         timeout_s=checked.timeout_seconds,
-        output=output,
+        grace_s=checked.grace_period_seconds,
+        metric_definitions=[MetricDefinition.model_validate(definition) for definition in definitions],
     )
 
 

@@ -19,7 +19,17 @@ from typing import Any
 
 from schemas import ids
 from schemas.events import RunQueued, RunSucceeded
-from schemas.parts import AssetType, Compute, PinnedAsset, PinnedDataset, RunAttempt, Runtime, TrainingSpec
+from schemas.parts import (
+    GRACE_S,
+    AssetType,
+    Compute,
+    MetricDefinition,
+    PinnedAsset,
+    PinnedDataset,
+    RunAttempt,
+    Runtime,
+    TrainingSpec,
+)
 from services.backbone.objects import content_key
 from services.backbone.sealing import seal
 from services.runner import folder
@@ -52,6 +62,8 @@ class LocalRequest:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     compute: Compute = field(default_factory=lambda: Compute(cpu_cores=2, memory_gb=8))
     timeout_s: int = 7200
+    grace_s: int = GRACE_S
+    metric_definitions: Sequence[MetricDefinition] = ()
     output: Path | None = None
 
 
@@ -184,12 +196,11 @@ class LocalRunner:
 
     async def sweep(self) -> bool:
         """End what still runs and remove it; False when the engine does not answer."""
-        journal = self.around.journal
+        around, journal = self.around, self.around.journal
         for entry in journal.unfinished():
             journal.record_end(entry.ref, datetime.now(UTC), None)
         try:
             async with asyncio.timeout(SWEEP_PATIENCE_S):
-                around = self.around
                 await Sweep(journal, around.engine, around.runs_folder, around.slots_folder, around.packages).once()
         except TimeoutError:
             return False
@@ -226,6 +237,8 @@ class LocalRunner:
             runtime=request.runtime,
             compute=request.compute,
             timeout_s=request.timeout_s,
+            grace_s=request.grace_s,
+            metric_definitions=tuple(request.metric_definitions),
             variable_names=tuple(request.variables),
             assets=tuple(assets),
             dataset=await self._dataset(request.data),

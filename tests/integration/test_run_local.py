@@ -31,11 +31,22 @@ class Bench:
     def command(self, script: str, *words: object) -> list[str]:
         (self.folder / "train.py").write_text(script)
         files = [str(self.folder / "train.py"), "--data", str(self.folder / "data.csv")]
-        return [*RUNYARD, "run-local", *files, "--memory-gb", "1", "--cpu-cores", "1", *map(str, words)]
+        return [
+            *RUNYARD,
+            "run-local",
+            *files,
+            "--memory-gb",
+            "1",
+            "--cpu-cores",
+            "1",
+            "--grace-s",
+            "2",
+            *map(str, words),
+        ]
 
     def environment(self, **changes: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
-        kept |= {"COLUMNS": "200", "PYTHONUNBUFFERED": "1", "TMPDIR": str(self.temporary), "RUNYARD_GRACE_S": "2"}
+        kept |= {"COLUMNS": "200", "PYTHONUNBUFFERED": "1", "TMPDIR": str(self.temporary)}
         return {**kept, **changes}
 
     def run(self, script: str, *words: object, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -128,6 +139,12 @@ def test_a_script_over_its_time_limit_is_a_timeout_as_that_of_a_run(bench: Bench
     assert bench.left() == []
 
 
+def test_metrics_are_found_in_its_log_as_in_a_runs(bench: Bench) -> None:
+    done = bench.run("print('epoch 1 loss=0.125')", "--metric", "loss=loss=([0-9.]+)")
+    assert done.returncode == 0
+    assert "0.125" in done.stdout.replace("loss=0.125", "")
+
+
 def test_without_an_artifact_it_succeeds_and_says_so(bench: Bench) -> None:
     done = bench.run("print('nothing to keep')")
     assert done.returncode == 0
@@ -201,6 +218,7 @@ def test_the_sandbox_is_that_of_a_run(bench: Bench) -> None:
         (("--runtime", "python2.7"), "runtime: Input should be 'python3.10', 'python3.11' or 'python3.12'"),
         (("-e", "LD_PRELOAD=x"), "reserved"),
         (("-e", "NOTHING"), "write NAME=VALUE"),
+        (("--metric", "loss=("), "metric_definitions"),
         (("--asset", "/nowhere/layers.py"), "/nowhere/layers.py is no file"),
     ],
 )

@@ -49,7 +49,7 @@ def admitted(entry_point: str) -> object:
     asset = PinnedAsset(asset_id="ast-0", asset_type="script", filename="train.py", sha256="0" * 64, size_bytes=1)
     content = PinnedObject(filename="data.csv", sha256="0" * 64, size_bytes=1)
     facts = ModelFacts("mdl-0", "custom", None, "dts-0", content, (asset,))
-    return admit(facts, TrainingRequest(entry_point, "python3.11", Compute(cpu_cores=1, memory_gb=1), 60, None, ()))
+    return admit(facts, TrainingRequest(entry_point, "python3.11", Compute(cpu_cores=1, memory_gb=1), 60, None, (), 10))
 
 
 def trained(**fields: object) -> object:

@@ -246,7 +246,7 @@ async def new_boxes(stage: Stage) -> str | None:
     """A slot that was used before shows nothing of whoever had it."""
     wrote = "for p in ('/tmp', '/dev/shm', OUT):\n    open(p + '/left-behind', 'w').write('x')"
     await stage.play(Attack(name="first", script=wrote))
-    look = "print([p for p in ('/tmp', '/dev/shm', OUT) if os.listdir(p) not in ([], ['metrics.jsonl'])])"
+    look = "print([p for p in ('/tmp', '/dev/shm', OUT) if 'left-behind' in os.listdir(p)])"
     seen = await stage.play(Attack(name="second", script=look))
     return None if "[]" in seen.texts else f"it found {seen.texts}"
 

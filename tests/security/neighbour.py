@@ -25,8 +25,8 @@ TRAINING = Attack(
         hashlib.sha256(hoard).digest()
         with open(METRICS, "a") as metrics:
             metrics.write(json.dumps({{"name": "loss", "value": 1 / (step + 1), "step": step}}) + "\\n")
-        with open(f"{{OUT}}/checkpoint", "wb") as checkpoint:
-            checkpoint.write(hoard[: 1 << 20])
+        with open(f"{{OUT}}/state", "wb") as state:
+            state.write(hoard[: 1 << 20])
     print("took", time.monotonic() - began)
     open(MODEL, "w").write("{WEIGHTS}")
     """,

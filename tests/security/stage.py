@@ -29,7 +29,6 @@ from tests.security.case import Attack, Probe, Seen, script_of
 MOST_ARTIFACT_BYTES = 32 << 20
 MOST_OUTPUT_BYTES = 1 << 20
 SETTINGS: dict[str, Any] = {
-    "grace_s": 1.0,
     "max_output_bytes": MOST_OUTPUT_BYTES,
     "max_artifact_bytes": MOST_ARTIFACT_BYTES,
     "max_out_bytes": 256 << 20,
@@ -138,6 +137,7 @@ class Stage:
             variables={**self.baits.facts, **attack.variables},
             compute=Compute(cpu_cores=1, memory_gb=1),
             timeout_s=attack.timeout_s,
+            grace_s=1,
         )
         began = time.monotonic()
         outcome: LocalOutcome = await self.runner.run(request, recorder, asyncio.Event())
