@@ -1,11 +1,14 @@
 """The neighbour: an honest training beside an attack, and how much longer it takes there than alone.
 
 Other work on this machine disturbs both measurements, so a time that is too long is measured again, alone and beside;
-an attack that really takes the neighbour's share does so each time.
+an attack that really takes the neighbour's share does so each time. Where others are busy between the tries nothing can
+be said of an attack that failed all of them: it is told as not judged, never as harmless.
 """
 
 import asyncio
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.security.case import Attack, Complaint, Seen
 from tests.security.stage import Recorder, Stage
@@ -13,6 +16,8 @@ from tests.security.stage import Recorder, Stage
 MOST = 1.5
 """How many times as long as alone the neighbour may take (issue 5)."""
 TRIES = 3
+QUIET_CORES = 0.5
+"""What everybody else on this machine may keep busy, while nothing of the suite runs, for a time to mean something."""
 WEIGHTS = "weights 40"
 
 TRAINING = Attack(
@@ -41,10 +46,11 @@ class Neighbourhood:
 
     stage: Stage
     alone_s: float | None = None
+    unjudged: list[str] = field(default_factory=list)
 
     async def attacked_by(self, attack: Attack, name: str) -> tuple[Seen, list[Complaint]]:
         """Run an attack with the neighbour beside it; what was seen of it, and what the neighbour suffered."""
-        factors = []
+        factors, others = list[float](), 0.0
         for _ in range(TRIES):
             if self.alone_s is None:
                 self.alone_s, harmed = took(await self.stage.play(TRAINING))
@@ -55,7 +61,11 @@ class Neighbourhood:
             factors.append(beside_s / self.alone_s)
             if factors[-1] <= MOST:
                 return seen, []
-            self.alone_s = None  # this machine has other work now: measure again
+            self.alone_s = None  # it may be that this machine has other work now: measure again
+            others = max(others, await busy_cores())
+        if others > QUIET_CORES:
+            self.unjudged.append(f"{name} (others kept {others:.1f} cores busy)")
+            return seen, []
         text = f"it took {', '.join(f'{factor:.2f}' for factor in factors)} times as long as alone"
         return seen, [Complaint(name, "neighbour harmed", text)]
 
@@ -67,6 +77,18 @@ class Neighbourhood:
         started.cancel()
         beside = await self.stage.play(TRAINING)
         return await attacking, beside
+
+
+async def busy_cores(within_s: float = 1.0) -> float:
+    """Measure how many cores of this machine are at work (proc(5), /proc/stat)."""
+    before = _busy_ticks()
+    await asyncio.sleep(within_s)
+    return (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / within_s
+
+
+def _busy_ticks() -> int:
+    user, nice, system, _idle, _iowait, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8])
+    return user + nice + system + sum(rest)
 
 
 def took(seen: Seen) -> tuple[float, str]:

@@ -66,6 +66,8 @@ async def _played(stage: Stage, families: list[Family]) -> list[Complaint]:
         complaints += played.complaints
         cases = {complaint.case for complaint in played.complaints}
         say(f"  {family.name:12} {played.cases:4} cases, {len(cases):3} wrong, {time.monotonic() - began:6.1f} s")
+    for name in player.neighbourhood.unjudged:
+        say(f"  not judged, since this machine has other work: the neighbour beside {name}")
     return complaints
 
 
