@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.runner import plugins, shim
+from services.runner import plugins
+from services.runner.shim.metrics_tail import parse_metric
 from tests.mlflow_packages import NEWEST, VERSIONS, install
 
 pytestmark = pytest.mark.timeout(300)
@@ -96,7 +97,7 @@ def told_by(script: str, folder: Path, *path: Path, **variables: str) -> tuple[s
     )
     assert done.returncode == 0, done.stderr
     lines = metrics.read_bytes().splitlines() if metrics.exists() else []
-    read = [shim.parse_metric(line) for line in lines]
+    read = [parse_metric(line) for line in lines]
     assert None not in read
     return done.stdout, [metric for metric in read if metric]
 
