@@ -170,10 +170,13 @@ class DatasetBody(Body):
 class MetricDefinitionBody(Body):
     """A metric that stands in the log of a script that knows nothing of metrics."""
 
-    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(printable)]
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(printable)] = Field(
+        json_schema_extra={"pattern": ONE_LINE}
+    )
     regex: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS), AfterValidator(searchable)] = Field(
+        json_schema_extra={"pattern": ONE_LINE},
         description="In RE2's syntax, with exactly one group. In each line of the log it is searched for once; what the"
-        " group catches is a point of the metric if it is a finite number."
+        " group catches is a point of the metric if it is a finite number.",
     )
 
 

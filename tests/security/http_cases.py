@@ -5,6 +5,7 @@ document. Ids of objects that are really there are put in by dictionaries.
 """
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,10 +39,13 @@ BEYOND_THE_DOCUMENT = {
     "/file": "the same",
     "/dataset_id": "the dataset must be there",
     "/environment_vars": "names and values together are bounded",
+    "/metric_definitions": "no name twice",
+    "/metric_definitions/*/name": "what is printable is Unicode's to say",
+    "/metric_definitions/*/regex": "it is one in RE2's syntax, with one group",
     "since": "the second 60 and years that UTC does not have are no times to us",
     "until": "the same",
 }
-"""Fields whose value may be wrong although the document's schema allows it, and why."""
+"""Fields whose value may be wrong although the document's schema allows it, and why; `*` is any place in a list."""
 NO_INTEGER = "Input should be a valid integer"
 """2.0 is an integer to JSON Schema, and none to us."""
 NO_HTTP = b"Invalid HTTP request received."
@@ -192,7 +196,8 @@ def _foreseeable_only_by_us(problem: dict[str, Any]) -> bool:
     if problem["type"].rpartition("/")[2] in BUSINESS:
         return True
     errors = [error for error in problem.get("errors", ()) if error["message"] != NO_INTEGER]
-    return {error.get("parameter", error.get("pointer")) for error in errors} <= set(BEYOND_THE_DOCUMENT)
+    fields = {re.sub(r"/\d+\b", "/*", error.get("parameter", error.get("pointer"))) for error in errors}
+    return fields <= set(BEYOND_THE_DOCUMENT)
 
 
 def _note(plan: Plan, event: events.ScenarioFinished, findings: Findings) -> None:
