@@ -8,12 +8,15 @@ change what MLflow does: artifacts, models and parameters are MLflow's own affai
 import json
 import math
 import os
+import threading
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 MOST_REMEMBERED = 100_000
 """How many metrics are compared with later ones; about 10 MB."""
+INPUTS = threading.RLock()
+"""Held while the inputs of a run are written or read, by whatever store of this process."""
 
 
 def tracking_store(store_uri: str, artifact_uri: "str | None" = None) -> Any:
@@ -32,6 +35,15 @@ def tracking_store(store_uri: str, artifact_uri: "str | None" = None) -> Any:
         def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
             super().log_batch(run_id, metrics, params, tags)
             teller.tell(run_id, metrics)
+
+        def log_inputs(self, *args: Any, **kwargs: Any) -> None:
+            """Log datasets; autologging does so in a thread, while a run with half of one cannot be read."""
+            with INPUTS:
+                super().log_inputs(*args, **kwargs)
+
+        def get_run(self, run_id: str) -> Any:
+            with INPUTS:
+                return super().get_run(run_id)
 
     folder = urlsplit(store_uri).path
     return TellingStore(folder, artifact_uri or f"file://{folder}")

@@ -13,6 +13,7 @@ from services.backbone.settings import ServiceSettings
 from services.runner.journal import Journal
 from services.runner.sandbox_images import ensure
 from services.runner.sandbox_walls import ATTEMPT_LABEL, RUN_LABEL, RUNNER_LABEL
+from services.runner.slot import make_slot
 from tests.integration.runner_scene import Scene, a_scene, attempt_events
 
 
@@ -23,7 +24,9 @@ async def scene(kafka_settings: ServiceSettings, tmp_path: Path) -> AsyncIterato
 
 
 def made_before(scene: Scene, queued: RunQueued) -> None:
-    """Leave a container behind as if this runner had made it for the attempt, but with the host's network."""
+    """Leave a slot and a container behind as if this runner had made them, but with the host's network."""
+    scene.slots.mkdir(mode=0o700, exist_ok=True)
+    make_slot(scene.slots / f"run-{queued.run_id}-1")  # a container without its slot would be made again
     labels = {RUN_LABEL: queued.run_id, ATTEMPT_LABEL: "1", RUNNER_LABEL: scene.runner_id}
     with contextlib.closing(docker.from_env()) as client:
         client.containers.create(
