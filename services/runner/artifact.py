@@ -55,6 +55,8 @@ class Refused:
     """Something is there that must not become a version."""
 
     reason: str
+    anonymous: str = ""
+    """The same without the name that the script has chosen."""
 
 
 Collection = NoArtifact | Collected | Refused
@@ -69,6 +71,7 @@ class RefusedError(Exception):
     def __init__(self, what: str, path: str | None = None) -> None:
         super().__init__(what if path is None else f"{path!r} {what}")
         self.what = what
+        self.anonymous = what if path is None else f"'***' {what}"
 
 
 class ChangedError(RefusedError):
@@ -94,7 +97,7 @@ def collect(out_folder: Path, private_file: Path, limits: Limits) -> Collection:
             sha256 = hashlib.file_digest(target, "sha256").hexdigest()
     except RefusedError as problem:
         private_file.unlink()
-        return Refused(str(problem))
+        return Refused(str(problem), problem.anonymous)
     finally:
         os.close(out)
     if kind is None:

@@ -182,7 +182,8 @@ class Attempt:
             raise GivenUp(Lost(Reason.DISK_FULL, f"the artifact could not be copied: {problem.strerror}")) from problem
         crash_point("after_artifact_collected")
         if isinstance(found, Refused):  # the reason names a file as the script has named it
-            return Refused(folder.mask_of(place).text(found.reason))
+            mask = folder.mask_of(place)
+            return Refused(found.anonymous if mask is None else mask.text(found.reason))
         if isinstance(found, Collected):
             store = self._around.supplies.objects.store_file
             await patiently(lambda: store(found.path, found.sha256), Reason.UPLOAD_FAILED, UPLOAD_PATIENCE_S)

@@ -178,12 +178,12 @@ def environment(orders: Orders) -> dict[str, str]:
     return {**defaults, **orders.variables, **promised}
 
 
-def mask_of(folder: RunFolder) -> Mask:
-    """Make the mask over the values that the slot holds; over nothing where the slot is gone."""
+def mask_of(folder: RunFolder) -> Mask | None:
+    """Make the mask over the values that the slot holds; None where the slot is gone."""
     try:
         return Mask(ShimOrders((folder.slot / "spec.json").read_bytes()).secrets)
     except FileNotFoundError:
-        return Mask(())
+        return None
 
 
 def clear(folder: RunFolder) -> None:

@@ -218,6 +218,7 @@ def _packages(settings: RunnerSettings, engine: Engine, objects: Cache, runner_i
             memory_bytes=installs.memory_gb << 30,
             builds_allowed=installs.builds_allowed,
             oci_runtime=install_runtime(settings.oci_runtime, installs),
+            seccomp_profile=limits.seccomp_profile,
         ),
         first_owner=Owner(limits.first_owner.uid + offset, limits.first_owner.gid + offset),
         find_index=lambda: find_index(ask_pip()),

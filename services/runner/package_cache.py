@@ -80,7 +80,8 @@ class PackageCache:
         """
         size_bytes = seal(site, max_bytes)
         part = self.folder / f"{key}.{uuid4().hex}.part"
-        part.mkdir(mode=0o755, parents=True)
+        part.mkdir(parents=True)
+        part.chmod(0o755)  # whatever the umask is
         site.rename(part / SITE)
         (part / SITE).chmod(0o555)  # only now: without root a folder that is read-only cannot be moved
         (part / ABOUT).write_text(json.dumps({"size_bytes": size_bytes}))
@@ -136,13 +137,21 @@ def seal(top: Path, max_bytes: int) -> int:
 
 
 def size_of(top: Path, enough: int) -> int:
-    """Measure what a folder takes on the disk while it is written to; stops when it is more than enough."""
+    """Measure what a folder takes on the disk while it is written to; stops when it is more than enough.
+
+    More files or deeper folders than are ever kept count as too much: what is below them cannot be measured.
+    """
+    if not top.is_dir():
+        return 0
     size_bytes = 0
-    with suppress(NotKept, OSError), _opened(top) as handle:
-        for _, _, about in _walk(handle, any_kind=True):
-            size_bytes += about.st_blocks * 512
-            if size_bytes > enough:
-                break
+    try:
+        with suppress(OSError), _opened(top) as handle:
+            for count, (_, _, about) in enumerate(_walk(handle, any_kind=True), 1):
+                size_bytes += about.st_blocks * 512
+                if size_bytes > enough or count > MOST_FILES:
+                    return enough + 1
+    except NotKept:
+        return enough + 1
     return size_bytes
 
 

@@ -4,13 +4,14 @@ An index that does not answer is nobody's fault: the attempt is lost and another
 what takes more than it may, is for the script's owner to mend. Nothing here reads a clock, a file or a setting.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.reason import Reason
 from services.runner.frames import End
 from services.runner.outcome import MESSAGE_CHARACTERS, Lost
 from services.runner.package_installer import INSTALLED, UNREACHABLE
 from services.runner.requirements import RequirementsFailed
+from services.runner.seccomp import profile
 
 WORDS = 3
 """How many of pip's errors stand in the message; the log has all that it said last."""
@@ -27,6 +28,7 @@ class InstallLimits:
     memory_bytes: int
     builds_allowed: bool
     oci_runtime: str | None
+    seccomp_profile: str = field(default_factory=profile)
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,8 @@ def understood(head: bytes, allowed: frozenset[Destination]) -> Wish | Refusal:
         host, port = parts.hostname, parts.port
     except ValueError:
         return Refusal("400 Bad Request", "a request that cannot be read")
-    if not version.startswith("HTTP/1.") or any(not _is_field(line) for line in fields) or not target.isprintable():
+    shown = method.isalpha() and target.isprintable()
+    if not (shown and version.startswith("HTTP/1.") and all(map(_is_field, fields))):
         return Refusal("400 Bad Request", "a request that cannot be read")
     if method == "CONNECT":
         to = Destination("https", host or "", port or 0)

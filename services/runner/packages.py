@@ -31,7 +31,7 @@ from services.runner.package_cache import NotKept, PackageCache, remove
 from services.runner.package_index import PackageIndex
 from services.runner.package_install import PIDS, SCRATCH_BYTES, Install, InstallSpec, container_name
 from services.runner.package_outcome import InstallLimits
-from services.runner.requirements import PackageSet, Policy, RequirementsFailed, package_set
+from services.runner.requirements import MOST_BYTES, PackageSet, Policy, RequirementsFailed, package_set
 from services.runner.supplies import GivenUp, patiently
 
 CPU_CORES = 1.0
@@ -65,8 +65,10 @@ class Packages:
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _numbers: set[int] = field(default_factory=set)
 
-    async def wanted(self, image: str, spec: TrainingSpec) -> PackageSet | None:
-        """Tell which set a run on this image needs; None when it has no requirements.
+    async def wanted(self, image: str, spec: TrainingSpec, tenant_id: str) -> PackageSet | None:
+        """Tell which set a tenant's run on this image needs; None when it has no requirements.
+
+        Two tenants never share one: locks on a file that both have mounted would be a channel between them.
 
         Raises:
             RequirementsFailed: a line of an asset is not allowed.
@@ -75,10 +77,13 @@ class Packages:
         assets = [asset for asset in spec.assets if asset.asset_type == "requirements"]
         if not assets:
             return None
+        for asset in assets:
+            if asset.size_bytes > MOST_BYTES:
+                raise RequirementsFailed(f"{asset.filename}: it is larger than {MOST_BYTES} bytes")
         index = await self._configured()
         contents = await patiently(lambda: self._read(assets))
         policy = Policy(self.limits.builds_allowed, index.destinations)
-        return await asyncio.to_thread(package_set, image, contents, policy, index.identity)
+        return await asyncio.to_thread(package_set, image, contents, policy, (*index.identity, tenant_id))
 
     async def ensure(self, wanted: PackageSet) -> None:
         """Have a set installed; whoever calls holds it. May be cancelled: the last one to go takes the install along.
@@ -128,7 +133,7 @@ class Packages:
 
     async def _read(self, assets: list[PinnedAsset]) -> dict[str, bytes]:
         async with self.objects.hold(assets) as paths:
-            return {asset.filename: paths[asset.sha256].read_bytes() for asset in assets}
+            return await asyncio.to_thread(lambda: {each.filename: paths[each.sha256].read_bytes() for each in assets})
 
     async def _leave(self, key: str, install: asyncio.Task[None]) -> None:
         """Nobody waits for an install any more: end it, unless it is over."""
@@ -173,6 +178,8 @@ class Packages:
             memory_bytes=self.limits.memory_bytes,
             pids_limit=PIDS,
             scratch_bytes=SCRATCH_BYTES,
+            file_size_bytes=self.limits.max_bytes,
+            seccomp_profile=self.limits.seccomp_profile,
             oci_runtime=self.limits.oci_runtime,
         )
 

@@ -178,7 +178,7 @@ class SettingUp:
         if (told := told_before(self.folder.path)) is not None:
             raise RequirementsTold(told)
         try:
-            wanted = await self._unless_stopped(packages.wanted(image, self._queued.spec))
+            wanted = await self._unless_stopped(packages.wanted(image, self._queued.spec, self._queued.tenant_id))
             with packages.cache.hold(wanted.key) if wanted else nullcontext():
                 if wanted is not None:
                     await self._unless_stopped(packages.ensure(wanted))

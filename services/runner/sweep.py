@@ -5,6 +5,7 @@ unfinished attempt may need: what exists is listed first, the journal is asked a
 """
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,8 +68,11 @@ class Sweep:
         self.journal.forget(datetime.now(UTC) - JOURNAL_KEPT)
 
     def _folders(self) -> list[Path]:
-        places = [place for place in (self.slots_folder, self.runs_folder) if place is not None and place.exists()]
-        return [path for place in places for path in place.iterdir()]
+        found: list[Path] = []
+        for place in (self.slots_folder, self.runs_folder):
+            with suppress(FileNotFoundError):  # an attempt that ends takes the slots' folder along
+                found += place.iterdir() if place is not None else ()
+        return found
 
     async def _remove_container(self, name: str) -> None:
         try:

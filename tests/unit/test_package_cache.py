@@ -114,6 +114,23 @@ def test_a_folder_s_size_counts_what_is_on_the_disk_and_not_what_links_point_to(
     assert size_of(tmp_path / "nowhere", ENOUGH) == 0
 
 
+def test_what_cannot_be_measured_counts_as_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deep folder before large files, or more files than are ever kept, switched the limit on the disk off."""
+    deep = tmp_path / "deep"
+    deep.joinpath(*["d"] * DEEPEST).mkdir(parents=True)
+    assert size_of(deep, ENOUGH) <= ENOUGH
+    deep.joinpath(*["d"] * (DEEPEST + 1)).mkdir()
+    assert size_of(deep, ENOUGH) > ENOUGH
+    monkeypatch.setattr(package_cache, "MOST_FILES", 3)
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(3):
+        (many / str(number)).touch()
+    assert size_of(many, ENOUGH) <= ENOUGH
+    (many / "3").touch()
+    assert size_of(many, ENOUGH) > ENOUGH
+
+
 def test_what_was_used_longest_ago_goes_first_and_only_as_much_as_must(cache: PackageCache, tmp_path: Path) -> None:
     paths = [keep(cache, tmp_path, key, used_at) for key, used_at in (("old", 1), ("older", 0), ("new", 2))]
     size = package_cache._size(paths[0])

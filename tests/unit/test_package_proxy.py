@@ -80,6 +80,7 @@ def test_other_places_and_other_methods_are_forbidden(request_line: str) -> None
         b"CONNECT index.example:99999 HTTP/1.1\r\n\r\n",
         b"CONNECT  index.example:443 HTTP/1.1\r\n\r\n",
         b"GET http://plain.example:8080/\xff HTTP/1.1\r\n\r\n",
+        b"\x1bcGET http://plain.example:8080/ HTTP/1.1\r\n\r\n",
         b"GET http://plain.example:8080/\x01 HTTP/1.1\r\n\r\n",
         b"GET http://plain.example:8080/ HTTP/1.1\r\nno field\r\n\r\n",
         b"GET http://plain.example:8080/ HTTP/1.1\r\n folded: x\r\n\r\n",
