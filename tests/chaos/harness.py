@@ -26,6 +26,7 @@ from services.cli.migrate import API_ROLE, AUDITOR_ROLE, SCHEDULER_ROLE, migrate
 from services.cli.service_process import ServiceProcess
 from services.cli.system import Addresses, SystemOptions, service_settings
 from services.cli.tokens import Claims, mint
+from services.runner import quota
 from services.runner.settings import RunnerSettings
 from services.runner.slot import slots_folder
 from tests.chaos.broker_proxy import BrokerProxy
@@ -75,6 +76,7 @@ async def chaos_system(data_dir: Path, options: ChaosOptions | None = None) -> A
             yield chaos
         finally:
             await chaos.stop()
+            quota.detach(folder.path)  # of a runner that was killed for good
 
 
 class Chaos:

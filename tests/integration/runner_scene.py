@@ -40,6 +40,7 @@ from services.backbone.objects import Objects, content_key
 from services.backbone.publisher import Publisher
 from services.backbone.sealing import SealingKey, seal
 from services.backbone.settings import ServiceSettings
+from services.runner import quota
 from services.runner.dispatch import partition_of
 from services.runner.events import Outgoing
 from services.runner.journal import Journal
@@ -245,4 +246,5 @@ async def a_scene(kafka: ServiceSettings, folder: Path) -> AsyncIterator[Scene]:
         await asyncio.gather(reading, return_exceptions=True)
         await publisher.close()
         scene.remove_containers()
+        quota.detach(folder)  # of runners that were killed for good
         shutil.rmtree(scene.slots, ignore_errors=True)
