@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -76,7 +77,7 @@ async def chaos_system(data_dir: Path, options: ChaosOptions | None = None) -> A
             yield chaos
         finally:
             await chaos.stop()
-            quota.detach(folder.path)  # of a runner that was killed for good
+            chaos.forget_the_lost()
 
 
 class Chaos:
@@ -106,6 +107,12 @@ class Chaos:
     def api_url(self) -> str:
         """Where the api answers."""
         return self.urls["api"]
+
+    def forget_the_lost(self) -> None:
+        """Remove what runners that were killed for good have left outside of the data folder: mounts and slots."""
+        quota.detach(self.data_dir.path)
+        for name in RUNNERS:
+            shutil.rmtree(self.slots(name), ignore_errors=True)
 
     @property
     def docker_host(self) -> str | None:
