@@ -156,16 +156,16 @@ def wire(settings: RunnerSettings) -> Runner:
         heart.wake()
         delivery.wake()
 
-    supplies = _supplies(settings)
+    supplies, limits = _supplies(settings), _limits(settings, journal.runner_id)
     around = Surroundings(
         runner_id=journal.runner_id,
         runs_folder=settings.work_dir / "runs",
         slots_folder=_slots(settings),
-        limits=_limits(settings, journal.runner_id),
+        limits=limits,
         journal=journal,
         engine=engine,
         supplies=supplies,
-        packages=_packages(settings, engine, supplies.cache, journal.runner_id),
+        packages=_packages(settings, limits, engine, supplies.cache, journal.runner_id),
         checkpoints=_checkpoints(settings, supplies),
         publisher=publisher,
         changed=changed,
@@ -198,8 +198,8 @@ def _supplies(settings: RunnerSettings) -> Supplies:
     return Supplies(objects, cache, {key.key_id: key for key in keys})
 
 
-def _packages(settings: RunnerSettings, engine: Engine, objects: Cache, runner_id: str) -> Packages:
-    installs, folder, limits = PackageSettings(), settings.work_dir / "packages", _limits(settings, runner_id)
+def _packages(settings: RunnerSettings, limits: RunLimits, engine: Engine, objects: Cache, runner_id: str) -> Packages:
+    installs, folder = PackageSettings(), settings.work_dir / "packages"
     cache = PackageCache(folder / "ready", settings.work_dir / "runs", installs.cache_max_gb << 30)
     cache.clear_unfinished()
     url = installs.index_url.get_secret_value() if installs.index_url else None

@@ -34,7 +34,7 @@ from services.runner.package_installer import INDEX_VARIABLE, ORDERS
 from services.runner.package_outcome import Evidence, InstallLimits, judge
 from services.runner.package_proxy import PackageProxy, ProxyLimits
 from services.runner.requirements import PackageSet
-from services.runner.sandbox import ContainerState, Sandbox
+from services.runner.sandbox import ContainerState, Sandbox, is_over
 from services.runner.sandbox_walls import INSTALL_LABEL, RUNNER_LABEL, SandboxSpec
 from services.runner.supplies import GivenUp
 
@@ -229,11 +229,6 @@ class Install:
 def container_name(runner_id: str, key: str) -> str:
     """Name the container that installs a set; runners on one engine do not get in each other's way."""
     return f"install-{runner_id}-{key[:16]}"
-
-
-def is_over(state: ContainerState | None) -> bool:
-    """Whether a container runs no more."""
-    return state is None or state.status in ("exited", "dead", "removing")
 
 
 @contextmanager

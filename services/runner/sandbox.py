@@ -53,6 +53,11 @@ class ContainerState:
     error: str = ""
 
 
+def is_over(state: ContainerState | None) -> bool:
+    """Whether a container runs no more; None is one that is gone."""
+    return state is None or state.status in ("exited", "dead", "removing")
+
+
 @dataclass(frozen=True)
 class OwnedContainer:
     """A container of this runner, found by its labels."""

@@ -20,7 +20,7 @@ from services.runner.errors import EngineRefused
 from services.runner.following import Following
 from services.runner.outcome import Cause
 from services.runner.output import OutputPublisher
-from services.runner.sandbox import ContainerState
+from services.runner.sandbox import ContainerState, is_over
 from services.runner.setting_up import SettingUp, Surroundings
 
 FLUSH_EVERY_S = 0.2
@@ -115,7 +115,7 @@ class Watch:
             await self.output.send_all()
             if self.output.batches.end is not None:
                 return await self._wait_until_over()
-            if before is None or _is_over(before):
+            if before is None or is_over(before):
                 return before
             await asyncio.sleep(FLUSH_EVERY_S)
 
@@ -135,7 +135,7 @@ class Watch:
                 if self.output.batches.timed_out and not timed_out:
                     self.on_cause(Cause.TIMEOUT)
                 await self.output.send_all()
-                if not frames and not following.measuring and _is_over(await self._state()):
+                if not frames and not following.measuring and is_over(await self._state()):
                     return  # the stream hangs: the log is read once more
                 await _wait_for(following.pressing, FLUSH_EVERY_S)
         finally:
@@ -147,7 +147,7 @@ class Watch:
         """The shim has said its last word: the container is about to be over, and is killed if it is not."""
         patience = asyncio.get_running_loop().time() + MARGIN_S
         for delay in chain(FIRST_POLLS_S, repeat(LATER_POLLS_S)):
-            if _is_over(state := await self._state()):
+            if is_over(state := await self._state()):
                 return state
             if asyncio.get_running_loop().time() > patience:
                 await self.around.engine.ask(lambda sandbox: sandbox.kill(self.name))
@@ -156,10 +156,6 @@ class Watch:
 
     async def _state(self) -> ContainerState | None:
         return await self.around.engine.ask(lambda sandbox: sandbox.inspect(self.name))
-
-
-def _is_over(state: ContainerState | None) -> bool:
-    return state is None or state.status in ("exited", "dead", "removing")
 
 
 async def _wait_for(event: asyncio.Event, longest_s: float) -> None:

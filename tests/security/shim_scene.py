@@ -10,29 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from services.runner.folder import Contents, Orders, Owner, RunFolder, clear, prepare
-from services.runner.frames import End, Frame, FrameDecoder, Log
-from services.runner.sandbox import Sandbox, SandboxSpec
+from services.runner.frames import Frame, FrameDecoder
+from services.runner.sandbox import Sandbox
+from services.runner.sandbox_walls import SandboxSpec
+from tests.unit.shim_scene import Frames
 
 MIB = 1 << 20
 UID = 64_500 if os.geteuid() == 0 else os.geteuid()
 
 
 @dataclass
-class Told:
+class Told(Frames):
     """All frames of a run that is over, and how long it took from its start."""
 
-    frames: list[Frame]
     seconds: float
-
-    @property
-    def end(self) -> End:
-        last = self.frames[-1]
-        assert isinstance(last, End), self.frames
-        return last
-
-    @property
-    def lines(self) -> list[str]:
-        return [frame.text for frame in self.frames if isinstance(frame, Log)]
 
 
 @dataclass

@@ -50,11 +50,10 @@ class Slot:
 
 
 @dataclass
-class Outcome:
-    """All frames, and what the shim itself exited with."""
+class Frames:
+    """All that a shim has told of a script that is over."""
 
     frames: list[Frame]
-    exit_code: int
 
     @property
     def end(self) -> End:
@@ -73,6 +72,13 @@ class Outcome:
     @property
     def metrics(self) -> list[tuple[str, float, int | None]]:
         return [(frame.name, frame.value, frame.step) for frame in self.frames if isinstance(frame, Metric)]
+
+
+@dataclass
+class Outcome(Frames):
+    """The same, and what the shim itself exited with."""
+
+    exit_code: int
 
 
 def finish(process: "subprocess.Popen[bytes]", head: bytes = b"") -> Outcome:
