@@ -155,6 +155,13 @@ def test_a_trick_is_refused_alone_and_inside_a_folder(out: Path, place: str, mak
     assert TRICKS[make] in refusal(out)
 
 
+def test_a_refusal_can_be_told_without_the_names_that_the_script_has_chosen(out: Path, tmp_path: Path) -> None:
+    (out / "model").mkdir()
+    symlink(out / "model" / "s3cret")
+    found = collect(out, tmp_path / "private", LIMITS)
+    assert found == Refused("'s3cret' is a symbolic link", "'***' is a symbolic link")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes device files")
 def test_a_device_is_refused(out: Path) -> None:
     os.mknod(out / "model", 0o20666, os.makedev(1, 5))
