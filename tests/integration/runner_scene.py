@@ -24,6 +24,7 @@ from schemas.events import (
     AnyEvent,
     AttemptEvent,
     LogsAppended,
+    MetricsReported,
     RunEnd,
     RunnerHeartbeat,
     RunQueued,
@@ -156,8 +157,17 @@ class Scene:
             raise AssertionError(f"not within {PATIENCE_S} s; the runner said:\n{log[-4000:]}") from late
 
     async def until_ended(self, queued: RunQueued) -> Any:
-        """Wait for the end or the loss of an attempt."""
-        return await self.until(lambda: next(iter(self.ends(queued)), None))
+        """Wait for the end or the loss of an attempt, and for all output before an end: another topic, so no order."""
+        end = await self.until(lambda: next(iter(self.ends(queued)), None))
+        if isinstance(end, RunEnd):
+            await self.until(lambda: self._last_output(queued) >= end.output_sequence)
+        return end
+
+    def _last_output(self, queued: RunQueued) -> int:
+        told = [event.data for event in self.events(queued)]
+        lines = [line.sequence for data in told if isinstance(data, LogsAppended) for line in data.lines]
+        points = [point.sequence for data in told if isinstance(data, MetricsReported) for point in data.points]
+        return max([0, *lines, *points])
 
     def ends(self, queued: RunQueued) -> list[AnyEvent]:
         """Each end that was told, repetitions too."""
