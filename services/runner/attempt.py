@@ -91,7 +91,7 @@ class Attempt:
             self._log.exception("attempt_broke")
             conclusion = Lost(Reason.CONTAINER_LOST, f"the runner failed: {type(problem).__name__}")
         await self._forget_secrets()
-        self._end(conclusion, state)
+        self._end(self._cause_first(conclusion, state), state)
         await self._clean_up()
 
     async def _container(self) -> ContainerState | None:
@@ -144,7 +144,6 @@ class Attempt:
         first = self._conclude(state, NoArtifact())
         if isinstance(first, Lost):
             await self._keep_last_checkpoint()
-            return self._conclude(state, NoArtifact())  # it may have been told to stop meanwhile
         if not isinstance(first, Ended) or first.status is not RunStatus.SUCCEEDED:
             return first
         return self._conclude(state, await self._collect())
@@ -157,6 +156,11 @@ class Attempt:
             self._log.warning("checkpoint_not_kept", error=str(problem))
         else:
             await self._keeper.keep_last()
+
+    def _cause_first(self, conclusion: Conclusion, state: ContainerState | None) -> Conclusion:
+        """Let a stop that was journaled while the attempt failed, or was told of, win over what came of it."""
+        entry = self._around.journal.entry(self._entry.ref)
+        return conclusion if entry is None or entry.cause is None else self._conclude(state, NoArtifact())
 
     def _conclude(self, state: ContainerState | None, artifact: Collection) -> Conclusion:
         entry = self._around.journal.entry(self._entry.ref)

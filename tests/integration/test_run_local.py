@@ -1,5 +1,6 @@
 """`runyard run-local` as a user types it: the same sandbox, the same words, and nothing left when it is gone."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 import docker
 import pytest
 
+from schemas.parts import LogLine, MetricPoint
+from schemas.reason import Reason
+from services.runner.local import LocalRequest, local_runner
 from services.runner.local_home import PREFIX
 from services.runner.sandbox import RUN_LABEL
 
@@ -242,3 +246,36 @@ def test_the_help_tells_the_exit_codes(bench: Bench) -> None:
     )
     assert "124 timed out" in done.stdout
     assert "--timeout-s" in done.stdout
+
+
+class StopsAtALine:
+    """A listener that tells a run to stop as soon as it hears a line."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+
+    def on_started(self, container_id: str) -> None:
+        raise AssertionError("nothing starts")
+
+    def on_line(self, line: LogLine) -> None:
+        self.stop.set()
+
+    def on_point(self, point: MetricPoint) -> None:
+        raise AssertionError("nothing is measured")
+
+
+@pytest.mark.parametrize(("stops", "reason"), [(True, Reason.USER_REQUEST), (False, Reason.REQUIREMENTS_FAILED)])
+async def test_a_stop_that_comes_while_a_failure_is_told_counts_before_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, stops: bool, reason: Reason
+) -> None:
+    """The first cause that is journaled wins: the failure is not, before all of it was told."""
+    monkeypatch.setattr("tempfile.tempdir", str(bench.temporary))
+    script, requirements = bench.folder / "train.py", bench.folder / "requirements.txt"
+    script.write_text("print('never')")
+    requirements.write_text("--index-url https://elsewhere.example")
+    listener = StopsAtALine()
+    request = LocalRequest(script=script, data=bench.folder / "data.csv", assets=[(requirements, "requirements")])
+    async with local_runner() as runner:
+        outcome = await runner.run(request, listener, listener.stop if stops else asyncio.Event())
+    assert listener.stop.is_set()
+    assert outcome.end.reason is reason
