@@ -81,8 +81,9 @@ class Attempt:
         except RequirementsTold as problem:
             conclusion = await self._tell_requirements(problem.told)
         except EngineRefused as problem:
-            refusal = f"the engine refused: {problem.reason}"
-            conclusion = Ended(RunStatus.FAILED, Reason.SANDBOX_REFUSED, refusal[: 1 << 10])
+            self._log.warning("engine_refused", reason=problem.reason)
+            refusal = f"the engine refused: {self._setting_up.without_places(problem.reason)}"
+            conclusion = Ended(RunStatus.FAILED, Reason.SANDBOX_REFUSED, refusal[:MESSAGE_CHARACTERS])
         except EngineUnavailable as problem:
             conclusion = Lost(Reason.ENGINE_UNAVAILABLE, str(problem))
         except BrokerReplaced:

@@ -43,7 +43,7 @@ SHOWN_CHARACTERS = 160
 class SandboxSpec:
     """What one attempt gets. The folder must be prepared before and stay until the container is removed.
 
-    `image` is an id or a digest, so that a tag that moves changes nothing; `seccomp_profile` is the profile itself
+    `image` is an id, so that a tag that moves changes nothing; `seccomp_profile` is the profile itself
     as JSON; `oci_runtime` is a name that the engine knows (`runsc`); `packages` is a folder of installed packages.
     `own_user` says that nobody else on the host has the owner's user id: the kernel counts processes by it, so only
     then can it bound this run's.
@@ -259,6 +259,7 @@ def _lacking(key: str, wanted: frozenset[str]) -> Callable[[Mapping[str, Any]], 
 
 
 SIGHTS: tuple[Sight, ...] = (
+    Sight("image", lambda inspection: inspection["Image"], lambda spec: spec.image),
     Sight("attached networks", _networks, _always([])),
     Sight("mounts", _mounted, lambda spec: sorted(("bind", b.source, b.target, not b.read_only) for b in binds(spec))),
     Sight("command", _command, _always(ENTRY)),

@@ -141,6 +141,12 @@ class SettingUp:
             raise EngineRefused("the container went away")
         return state
 
+    def without_places(self, text: str) -> str:
+        """Take out of an engine's words where on this host things lie: that is nothing for a script's owner."""
+        for place in (self._around.runs_folder.parent, self._around.slots_folder):
+            text = text if place is None else text.replace(str(place), "…")
+        return text
+
     async def _is_created(self) -> bool:
         """Whether the container is there; one that lost its slot before it started (a reboot) is made again."""
         state = await self._ask(lambda engine: engine.inspect(self.name))

@@ -46,6 +46,8 @@ async def test_a_container_that_was_left_behind_with_weaker_walls_is_removed_and
     assert isinstance(end, RunFailed)
     assert end.reason is Reason.SANDBOX_REFUSED
     assert "network: asked for 'none', the container has 'host'" in str(end.message)
+    assert "bind mounts: " in str(end.message)
+    assert [place for place in (scene.folder, scene.slots) if str(place) in str(end.message)] == []
     assert attempt_events(scene, queued, RunStarted) == []
 
 

@@ -86,12 +86,13 @@ def _command(inspection: Inspection) -> None:
 
 
 SAID_ELSEWHERE: dict[str, Callable[[Inspection], Any]] = {
-    # these cannot be asked for on any engine: they need another container, a kernel option, or a network of their own
+    # these cannot be asked for on any engine: they need another container, image or network, or a kernel option
     "links": _host("Links", ["other:name"]),
     "cgroup": _host("Cgroup", "container:other"),
     "volumes of others": _host("VolumesFrom", ["other"]),
     "real-time CPU": _host("CpuRealtimeRuntime", 1000),
     "attached networks": _networks,
+    "image": lambda inspection: inspection.update(Image="sha256:other"),
     # these can, but show at another place than they are asked for
     "mounts": _writable,
     "command": _command,

@@ -46,6 +46,7 @@ def answer(spec: SandboxSpec) -> dict[str, Any]:
         },
         "NetworkSettings": {"Networks": {"none": {"IPAddress": ""}}},
         "Mounts": mounts[::-1],
+        "Image": spec.image,
         "Path": ENTRY[0],
         "Args": ENTRY[1:],
     }
