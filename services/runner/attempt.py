@@ -236,7 +236,7 @@ class Attempt:
             crash_point("after_container_removal")
             await asyncio.to_thread(folder.clear, self._setting_up.folder)
             crash_point("after_folder_removal")
-            self._around.journal.release_slot(self._entry.ref)
+            self._around.journal.release_seat(self._entry.ref)
         except (EngineUnavailable, EngineRefused, OSError) as problem:
             self._log.warning("clean_up_failed", error=str(problem))
 

@@ -37,8 +37,8 @@ CREATE TABLE IF NOT EXISTS attempts (
     state TEXT NOT NULL CHECK (state IN ('accepted', 'running', 'ended')),
     queued TEXT,
     traceparent TEXT,
-    slot INTEGER NOT NULL DEFAULT 0,
-    slot_released INTEGER NOT NULL DEFAULT 0,
+    seat INTEGER NOT NULL DEFAULT 0,
+    seat_released INTEGER NOT NULL DEFAULT 0,
     cause TEXT,
     container_id TEXT,
     started_at TEXT,
@@ -75,6 +75,7 @@ class State(StrEnum):
 class Entry:
     """An attempt as it was journaled. `queued` is None for one that was revoked before it was ever seen.
 
+    `seat` is nobody else's on this runner until nothing of the attempt is left on the host.
     Output up to `output_from` is published; the batch after it, up to `output_to`, was at least about to be.
     """
 
@@ -82,7 +83,7 @@ class Entry:
     state: State
     queued: RunQueued | None
     traceparent: str | None
-    slot: int
+    seat: int
     cause: Cause | None
     container_id: str | None
     started_at: datetime | None
@@ -143,14 +144,14 @@ class Journal:
         return int(beat)
 
     def accept(self, queued: RunQueued, traceparent: str | None) -> bool:
-        """Write an attempt down, with a slot that nobody holds; False when it is known already."""
+        """Write an attempt down, with a seat that nobody holds; False when it is known already."""
         with self._transaction() as sql:
-            taken = {slot for (slot,) in sql.execute("SELECT slot FROM attempts WHERE NOT slot_released")}
-            slot = next(number for number in range(len(taken) + 1) if number not in taken)
+            taken = {seat for (seat,) in sql.execute("SELECT seat FROM attempts WHERE NOT seat_released")}
+            seat = next(number for number in range(len(taken) + 1) if number not in taken)
             done = sql.execute(
-                "INSERT INTO attempts (run_id, attempt, state, queued, traceparent, slot)"
+                "INSERT INTO attempts (run_id, attempt, state, queued, traceparent, seat)"
                 " VALUES (?, ?, 'accepted', ?, ?, ?) ON CONFLICT DO NOTHING",
-                (queued.run_id, queued.attempt, queued.model_dump_json(), traceparent, slot),
+                (queued.run_id, queued.attempt, queued.model_dump_json(), traceparent, seat),
             )
             return done.rowcount == 1
 
@@ -158,7 +159,7 @@ class Journal:
         """Write down that an attempt that was never seen will never start; False when it is known already."""
         with self._transaction() as sql:
             done = sql.execute(
-                "INSERT INTO attempts (run_id, attempt, state, cause, ended_at, slot_released)"
+                "INSERT INTO attempts (run_id, attempt, state, cause, ended_at, seat_released)"
                 " VALUES (?, ?, 'ended', ?, ?, 1) ON CONFLICT DO NOTHING",
                 (ref.run_id, ref.attempt, cause, now.isoformat()),
             )
@@ -224,15 +225,15 @@ class Journal:
             if done.rowcount == 1 and event is not None:
                 self._enqueue(ref, event, is_end=True)
 
-    def holding_slots(self) -> list[RunAttempt]:
-        """List what has ended and still has its slot, since something of it may be left on the host."""
-        rows = self._sql.execute("SELECT run_id, attempt FROM attempts WHERE state = 'ended' AND NOT slot_released")
+    def holding_seats(self) -> list[RunAttempt]:
+        """List what has ended and still has its seat, since something of it may be left on the host."""
+        rows = self._sql.execute("SELECT run_id, attempt FROM attempts WHERE state = 'ended' AND NOT seat_released")
         return [RunAttempt(run_id=run_id, attempt=attempt) for run_id, attempt in rows]
 
-    def release_slot(self, ref: RunAttempt) -> None:
-        """Let others have an ended attempt's slot: nothing of it is left, neither container nor folder."""
+    def release_seat(self, ref: RunAttempt) -> None:
+        """Let others have an ended attempt's seat: nothing of it is left, neither container nor folder."""
         self._sql.execute(
-            "UPDATE attempts SET slot_released = 1 WHERE run_id = ? AND attempt = ? AND state = 'ended'",
+            "UPDATE attempts SET seat_released = 1 WHERE run_id = ? AND attempt = ? AND state = 'ended'",
             (ref.run_id, ref.attempt),
         )
 
@@ -276,8 +277,10 @@ class Journal:
     def _add_missing_columns(self) -> None:
         """Bring a journal of an older runner up to date."""
         columns = {row["name"] for row in self._sql.execute("PRAGMA table_info(attempts)")}
-        if "slot_released" not in columns:
-            self._sql.execute("ALTER TABLE attempts ADD COLUMN slot_released INTEGER NOT NULL DEFAULT 0")
+        for older in columns & {"slot", "slot_released"}:
+            self._sql.execute(f"ALTER TABLE attempts RENAME COLUMN {older} TO {older.replace('slot', 'seat')}")
+        if not columns & {"seat_released", "slot_released"}:
+            self._sql.execute("ALTER TABLE attempts ADD COLUMN seat_released INTEGER NOT NULL DEFAULT 0")
 
     def _enqueue(self, ref: RunAttempt, event: Outgoing, *, is_end: bool) -> None:
         headers = json.dumps([(name, value.decode()) for name, value in event.headers])
@@ -303,7 +306,7 @@ def _entry(row: sqlite3.Row) -> Entry:
         state=State(row["state"]),
         queued=RunQueued.model_validate_json(row["queued"], extra="ignore") if row["queued"] else None,
         traceparent=row["traceparent"],
-        slot=row["slot"],
+        seat=row["seat"],
         cause=Cause(row["cause"]) if row["cause"] else None,
         container_id=row["container_id"],
         started_at=datetime.fromisoformat(row["started_at"]) if row["started_at"] else None,

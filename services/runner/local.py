@@ -10,12 +10,15 @@ import base64
 import json
 import secrets
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from schemas import ids
 from schemas.events import RunQueued, RunSucceeded
@@ -46,6 +49,8 @@ from services.runner.sweep import Sweep
 
 SWEEP_PATIENCE_S = 60.0
 KILL_PATIENCE_S, KILL_EVERY_S = 10.0, 0.2
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +133,13 @@ async def local_runner(**settings: Any) -> AsyncIterator["LocalRunner"]:
 async def sweep_abandoned() -> None:
     """Remove containers and folders of those that were killed before they could do it themselves."""
     for home in abandoned_homes():
-        runner = LocalRunner.wired(home, {})
-        swept = await runner.sweep()
-        runner.close()
-        if swept:
-            await asyncio.to_thread(folder.remove, home)
+        try:
+            with closing(LocalRunner.wired(home, {})) as runner:
+                swept = await runner.sweep()
+            if swept:
+                await asyncio.to_thread(folder.remove, home)
+        except (OSError, sqlite3.Error) as problem:  # nobody else's run shall fail by it
+            log.warning("sweep_failed", home=str(home), error=str(problem))
 
 
 @dataclass

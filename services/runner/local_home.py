@@ -17,9 +17,8 @@ PREFIX = "runyard-local-"
 def new_home() -> Iterator[Path]:
     """Make a folder and hold it for the length of a block; whoever made it removes it, too."""
     home = Path(tempfile.mkdtemp(prefix=PREFIX))
-    lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _held_lock(home)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield home
     finally:
         os.close(lock)
@@ -34,6 +33,15 @@ def abandoned_homes() -> Iterator[Path]:
                 yield home
             finally:
                 os.close(lock)
+
+
+def _held_lock(home: Path) -> int:
+    """Make a folder's lock, held before it has the name by which it is found: nobody can come in between."""
+    unnamed = home / "lock.new"
+    lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    unnamed.rename(home / "lock")
+    return lock
 
 
 def _taken_lock(home: Path) -> int | None:

@@ -90,7 +90,7 @@ class Runner:
     def _say_what_is_missing(self) -> None:
         """Say once what this host does not let the sandbox have, and what stands in its place."""
         limits = self.roster.around.limits
-        if not limits.owner_per_slot:
+        if not limits.owner_per_seat:
             log.warning(
                 "user_ids_shared", why="the runner is not root", instead="all runs have the runner's own user id"
             )
@@ -205,7 +205,7 @@ def _packages(settings: RunnerSettings, limits: RunLimits, engine: Engine, objec
     url = installs.index_url.get_secret_value() if installs.index_url else None
     find_index = partial(package_index, url, installs.hosts, installs.ca_file)
     find_index("")  # what is set wrongly is known at the start
-    offset = INSTALLS_FROM if limits.owner_per_slot else 0
+    offset = INSTALLS_FROM if limits.owner_per_seat else 0
     return Packages(
         runner_id=runner_id,
         making=folder / "making",
@@ -250,7 +250,7 @@ def _limits(settings: RunnerSettings, runner_id: str) -> RunLimits:
         quota=Quota(settings.max_out_bytes, settings.max_out_files),
         loop_quota=settings.loop_quota and quota.obstacle() is None,
         first_owner=first,
-        owner_per_slot=root,
+        owner_per_seat=root,
     )
 
 

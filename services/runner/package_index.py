@@ -74,11 +74,16 @@ def destination(text: str) -> Destination:
     Raises:
         ValueError: there is no host in it, or it is neither https nor http.
     """
-    parts = urlsplit(text if "://" in text else f"https://{text}")
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise ValueError("an index and its hosts are given as https://…, http://…, a host, or host:port")
+    refusal = "an index and its hosts are given as https://…, http://…, a host, or host:port"
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # its words would show a piece of the text, and so perhaps of a password
+        raise ValueError(refusal) from None
+    if parts.scheme not in ("https", "http") or not host:
+        raise ValueError(refusal)
     scheme: Literal["https", "http"] = "https" if parts.scheme == "https" else "http"
-    return Destination(scheme, parts.hostname, parts.port or PORTS[scheme])
+    return Destination(scheme, host, port or PORTS[scheme])
 
 
 def pip_setting(pip_said: str, name: str) -> str | None:

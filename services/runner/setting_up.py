@@ -62,7 +62,7 @@ class RunLimits:
     quota: Quota
     loop_quota: bool
     first_owner: Owner
-    owner_per_slot: bool
+    owner_per_seat: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +277,13 @@ class SettingUp:
             packages=self._around.packages.cache.used_by(self.folder.path),
             oci_runtime=limits.oci_runtime,
             seccomp_profile=limits.seccomp_profile,
-            own_user=limits.owner_per_slot,
+            own_user=limits.owner_per_seat,
         )
 
     def _owner(self) -> Owner:
         """As root each concurrent attempt gets a user id of its own: nobody else's until nothing of it is left."""
         first, limits = self._around.limits.first_owner, self._around.limits
-        offset = self._entry.slot if limits.owner_per_slot else 0
+        offset = self._entry.seat if limits.owner_per_seat else 0
         return Owner(first.uid + offset, first.gid + offset)
 
 

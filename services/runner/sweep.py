@@ -45,7 +45,7 @@ class Sweep:
 
     async def once(self) -> None:
         """Remove strangers; waits for the engine as long as it takes."""
-        holding = self.journal.holding_slots()
+        holding = self.journal.holding_seats()
         containers = await self.engine.ask(lambda engine: engine.owned(self.journal.runner_id))
         folders = await asyncio.to_thread(self._folders)
         unfinished = {entry.ref for entry in self.journal.unfinished()}
@@ -63,7 +63,7 @@ class Sweep:
         left = {container.name for container in containers} | {path.name for path in folders}
         for ref in holding:
             if f"run-{ref.run_id}-{ref.attempt}" not in left:
-                self.journal.release_slot(ref)
+                self.journal.release_seat(ref)
         await self.packages.sweep()
         self.journal.forget(datetime.now(UTC) - JOURNAL_KEPT)
 

@@ -199,6 +199,17 @@ def test_what_a_killed_one_has_left_is_swept_by_the_next(bench: Bench) -> None:
     until(lambda: bench.left() == [])
 
 
+def test_what_cannot_be_swept_is_told_and_hinders_nobody(bench: Bench) -> None:
+    home = bench.temporary / f"{PREFIX}broken"
+    (home / "work").mkdir(parents=True)
+    (home / "lock").touch()
+    (home / "work" / "journal.db").write_bytes(b"no journal" * 1000)
+    done = bench.run("print('the next')")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sweep_failed" in done.stdout + done.stderr
+    assert bench.left() == [home.name]
+
+
 def test_two_at_once_do_not_meet(bench: Bench) -> None:
     first = bench.start(PATIENT)
     read_until(first, "ready")

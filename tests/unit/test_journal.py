@@ -1,6 +1,7 @@
 """The runner's journal: what was written once is there after a crash, byte for byte."""
 
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -62,43 +63,47 @@ def test_an_attempt_is_accepted_once_with_a_slot_of_its_own(path: Path) -> None:
     assert journal.accept(queued("run-1"), "trace")
     assert not journal.accept(queued("run-1"), None)
     assert journal.accept(queued("run-2"), None)
-    assert [(entry.ref.run_id, entry.slot) for entry in journal.unfinished()] == [("run-1", 0), ("run-2", 1)]
+    assert [(entry.ref.run_id, entry.seat) for entry in journal.unfinished()] == [("run-1", 0), ("run-2", 1)]
     journal.close()
 
 
 def test_a_slot_is_nobody_elses_until_nothing_is_left_of_its_attempt_whoever_runs_meanwhile(path: Path) -> None:
     journal = Journal(path)
     journal.accept(queued("run-1"), None)
-    journal.release_slot(ref("run-1"))  # too early: it has not ended
+    journal.release_seat(ref("run-1"))  # too early: it has not ended
     journal.record_end(ref("run-1"), NOW, None)
     journal.close()
     again = Journal(path)
     again.accept(queued("run-2"), None)
-    assert again.holding_slots() == [ref("run-1")]
-    again.release_slot(ref("run-1"))
+    assert again.holding_seats() == [ref("run-1")]
+    again.release_seat(ref("run-1"))
     again.accept(queued("run-3"), None)
-    assert [(entry.ref.run_id, entry.slot) for entry in again.unfinished()] == [("run-2", 1), ("run-3", 0)]
-    assert again.holding_slots() == []
+    assert [(entry.ref.run_id, entry.seat) for entry in again.unfinished()] == [("run-2", 1), ("run-3", 0)]
+    assert again.holding_seats() == []
     again.close()
 
 
 def test_a_refused_attempt_never_had_anything_and_holds_no_slot(path: Path) -> None:
     journal = Journal(path)
     assert journal.refuse(ref("run-1"), Cause.USER_REQUEST, NOW, None)
-    assert journal.holding_slots() == []
+    assert journal.holding_seats() == []
     journal.close()
 
 
-def test_a_journal_of_an_older_runner_is_brought_up_to_date_and_frees_no_slot_by_it(path: Path) -> None:
+@pytest.mark.parametrize(
+    "older", ["DROP COLUMN seat_released", "RENAME COLUMN seat_released TO slot_released", "RENAME COLUMN seat TO slot"]
+)
+def test_a_journal_of_an_older_runner_is_brought_up_to_date_and_frees_no_seat_by_it(path: Path, older: str) -> None:
     journal = Journal(path)
     journal.accept(queued("run-1"), None)
+    journal.accept(queued("run-2"), None)
     journal.record_end(ref("run-1"), NOW, None)
     journal.close()
-    older = sqlite3.connect(path)
-    older.execute("ALTER TABLE attempts DROP COLUMN slot_released")
-    older.close()
+    with closing(sqlite3.connect(path)) as sql:
+        sql.execute(f"ALTER TABLE attempts {older}")
     journal = Journal(path)
-    assert journal.holding_slots() == [ref("run-1")]
+    assert journal.holding_seats() == [ref("run-1")]
+    assert [entry.seat for entry in journal.unfinished()] == [1]
     journal.close()
 
 

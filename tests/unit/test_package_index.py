@@ -57,9 +57,17 @@ def test_a_password_in_the_url_is_used_and_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["ftp://one.example", "https://", "file:///simple", "https://one.example:port/", "https://["]
+    "wrong",
+    [
+        "ftp://me:secret@one.example",
+        "https://",
+        "file:///secret",
+        "https://one.example:port/",
+        "https://me:secret",
+        "https://me:secret@[",
+    ],
 )
-def test_what_is_no_index_is_a_wrong_setting(wrong: str) -> None:
+def test_what_is_no_index_is_a_wrong_setting_and_not_shown(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"^(?!.*secret)"):
         package_index(wrong, "", None, "")
     with pytest.raises(ValueError, match=r"^(?!.*secret)"):
