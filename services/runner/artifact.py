@@ -19,11 +19,12 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from services.runner.descriptors import FILE, FOLDER
+
 NAME = "model"
 """What MODEL_OUTPUT_PATH ends with."""
 
 _SPARSE_FROM_BYTES = 1024 * 1024
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def collect(out_folder: Path, private_file: Path, limits: Limits) -> Collection:
     Raises:
         OSError: The runner's own disk failed; nothing is known about the artifact then.
     """
-    out = os.open(out_folder, _OPEN | os.O_DIRECTORY)
+    out = os.open(out_folder, FOLDER)
     try:
         if not _exists(out):
             return NoArtifact()
@@ -205,7 +206,7 @@ def _entry(parent: int, name: str, path: str) -> Iterator[tuple[int, os.stat_res
     if not is_text(name):
         raise RefusedError("has a name that is not text", path)
     try:
-        descriptor = os.open(name, _OPEN, dir_fd=parent)
+        descriptor = os.open(name, FILE, dir_fd=parent)
     except OSError as problem:
         if problem.errno == errno.ENOENT:
             raise ChangedError("went away while it was read", path) from problem

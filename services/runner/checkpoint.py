@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from services.runner.artifact import Limits, RefusedError, pack_folder
+from services.runner.descriptors import FOLDER
 from services.runner.folder import Owner
 from services.runner.unpacking import unpack
 
@@ -23,7 +24,6 @@ NAME = "checkpoint"
 RESTLESS_LOOKS = 6
 """After so many looks in a row that each saw a change, a snapshot is tried in spite of it."""
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Sight = tuple[str, int, int, int, int, int]
 """One entry, not opened: its path, mode, size, times of content and of inode, inode."""
@@ -102,7 +102,7 @@ def lay_out(out_folder: Path, archive: BinaryIO | None, owner: Owner, limits: Li
 
 @contextmanager
 def _opened(path: Path | str, parent: int | None = None) -> Iterator[int]:
-    descriptor = os.open(path, _FOLDER, dir_fd=parent)
+    descriptor = os.open(path, FOLDER, dir_fd=parent)
     try:
         yield descriptor
     finally:
@@ -113,7 +113,7 @@ def _opened(path: Path | str, parent: int | None = None) -> Iterator[int]:
 def _opened_strictly(out: int) -> Iterator[int]:
     """Open the folder, which the script may have replaced by anything."""
     try:
-        opened = os.open(NAME, _FOLDER, dir_fd=out)
+        opened = os.open(NAME, FOLDER, dir_fd=out)
     except OSError as problem:
         raise RefusedError(f"CHECKPOINT_PATH is no folder that can be read: {problem.strerror}") from problem
     try:

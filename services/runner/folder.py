@@ -17,6 +17,7 @@ from pathlib import Path
 
 from services.backbone.crash_points import crash_point
 from services.runner import plugins, quota
+from services.runner.descriptors import FOLDER
 from services.runner.shim.masking import Mask
 from services.runner.shim.orders import Orders as ShimOrders
 from services.runner.slot import close_slots, make_slot, write_shim
@@ -28,8 +29,6 @@ PACKAGES = f"{MOUNTED_AT}/packages"
 """Where a run finds what was installed from its requirements, in `site`."""
 SCRATCH = "/tmp"  # noqa: S108 - a tmpfs of the container's own
 PLUGINS = f"{MOUNTED_AT}/slot/plugins"
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def remove(path: Path) -> None:
     quota.detach(path)
     crash_point("after_mounts_detached")
     try:
-        top = os.open(path, _FOLDER)
+        top = os.open(path, FOLDER)
     except FileNotFoundError:
         return
     try:

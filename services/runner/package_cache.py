@@ -16,8 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from services.runner import folder
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+from services.runner.descriptors import FOLDER
 
 SITE, ABOUT, USES = "site", "about.json", "packages.key"
 MOST_FILES, DEEPEST = 200_000, 64
@@ -172,7 +171,7 @@ def _size(path: Path) -> int:
 @contextmanager
 def _opened(top: Path) -> Iterator[int]:
     try:
-        handle = os.open(top, _FOLDER)
+        handle = os.open(top, FOLDER)
     except (FileNotFoundError, NotADirectoryError):
         raise NotKept("nothing was installed") from None
     try:
@@ -201,7 +200,7 @@ def _walk(handle: int, depth: int = 0, *, any_kind: bool = False) -> Iterator[tu
 
 def _walk_into(parent: int, name: str, depth: int, any_kind: bool) -> Iterator[tuple[int, str, os.stat_result]]:
     try:
-        handle = os.open(name, _FOLDER, dir_fd=parent)
+        handle = os.open(name, FOLDER, dir_fd=parent)
     except OSError:
         if any_kind:
             return  # it was a folder a moment ago

@@ -31,7 +31,7 @@ from services.runner.outcome import Lost
 from services.runner.package_cache import size_of
 from services.runner.package_index import PackageIndex
 from services.runner.package_installer import INDEX_VARIABLE, ORDERS
-from services.runner.package_outcome import Evidence, InstallLimits, judge
+from services.runner.package_outcome import InstallEvidence, InstallLimits, judge
 from services.runner.package_proxy import PackageProxy, ProxyLimits
 from services.runner.requirements import PackageSet
 from services.runner.sandbox import ContainerState, Sandbox, is_over
@@ -200,9 +200,9 @@ class Install:
             self._too_large = self._proxy.exhausted or taken > enough
         await self.engine.ask(lambda engine: engine.kill(self.spec.name))
 
-    def _evidence(self, state: ContainerState | None) -> Evidence:
+    def _evidence(self, state: ContainerState | None) -> InstallEvidence:
         proxy = self._proxy
-        return Evidence(
+        return InstallEvidence(
             end=self._end,
             limits=self.limits,
             oom_killed=state is not None and state.oom_killed,

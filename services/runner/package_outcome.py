@@ -32,7 +32,7 @@ class InstallLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class InstallEvidence:
     """What is known of an install that is over."""
 
     end: End | None
@@ -44,7 +44,7 @@ class Evidence:
     lines: tuple[str, ...] = ()
 
 
-def judge(evidence: Evidence) -> Lost | RequirementsFailed | None:
+def judge(evidence: InstallEvidence) -> Lost | RequirementsFailed | None:
     """Decide whether an install went well (None), whose fault it is if not, and what is said about it; pure."""
     end, limits = evidence.end, evidence.limits
     if evidence.too_large:
@@ -64,7 +64,7 @@ def judge(evidence: Evidence) -> Lost | RequirementsFailed | None:
     return _not_installed(end, evidence)
 
 
-def _not_installed(end: End, evidence: Evidence) -> Lost | RequirementsFailed:
+def _not_installed(end: End, evidence: InstallEvidence) -> Lost | RequirementsFailed:
     if end.timed_out:
         return _failed(evidence, f"not within {evidence.limits.timeout_s:.0f} s")
     if end.error is not None or end.terminated:
@@ -72,7 +72,7 @@ def _not_installed(end: End, evidence: Evidence) -> Lost | RequirementsFailed:
     return _failed(evidence, _last_words(evidence))
 
 
-def _failed(evidence: Evidence, why: str) -> RequirementsFailed:
+def _failed(evidence: InstallEvidence, why: str) -> RequirementsFailed:
     refused = tuple(f"[runyard] refused: {reason}" for reason in evidence.refused)
     return RequirementsFailed(
         f"the requirements could not be installed: {why}",
@@ -80,7 +80,7 @@ def _failed(evidence: Evidence, why: str) -> RequirementsFailed:
     )
 
 
-def _last_words(evidence: Evidence) -> str:
+def _last_words(evidence: InstallEvidence) -> str:
     """Pick what matters of what pip said: its errors, else its last line."""
     errors = [line for line in evidence.lines if line.lower().startswith("error:")]
     words = [*errors[-WORDS:], *evidence.unreachable, *evidence.refused] or [*evidence.lines[-1:]]

@@ -15,6 +15,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.runner.descriptors import FOLDER
+
 MAX_DEPTH = 64
 """How deep folders may be nested where they have to be measured; an artifact's may be 32 deep."""
 INODE_BYTES, SPARE_BYTES = 256, 24 << 20
@@ -22,7 +24,6 @@ INODE_BYTES, SPARE_BYTES = 256, 24 << 20
 CAP_SYS_ADMIN = 1 << 21
 OPTIONS = "loop,nosuid,nodev,noatime"  # not `noexec`: /tmp is executable, so it would stop nobody (docs/security.md)
 FEATURES = "^has_journal,^resize_inode"  # it never outlives the run that writes it
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def settle(out: Path) -> None:
     """
     if not out.is_mount():
         return
-    folder = os.open(out, _FOLDER)
+    folder = os.open(out, FOLDER)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(folder) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -114,7 +115,7 @@ def excess(out: Path, quota: Quota) -> str | None:
     Files that are deleted and still open are not seen. What is being changed meanwhile counts as it was met.
     """
     try:
-        top = os.open(out, _FOLDER)
+        top = os.open(out, FOLDER)
     except FileNotFoundError:
         return None
     try:
@@ -165,7 +166,7 @@ class _Measure:
 
     def _enter(self, folder: int, name: str, depth: int) -> None:
         try:
-            inner = os.open(name, _FOLDER, dir_fd=folder)
+            inner = os.open(name, FOLDER, dir_fd=folder)
         except OSError as problem:
             if problem.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # it is something else by now
                 return

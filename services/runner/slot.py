@@ -14,6 +14,7 @@ from pathlib import Path
 import services
 from services import runner
 from services.runner import shim
+from services.runner.descriptors import FOLDER
 
 TMPFS_MAGIC = 0x01021994  # linux/magic.h
 TRIES = 100
@@ -79,7 +80,7 @@ def why_unusable(slots: Path) -> str | None:
 def _problem_of(slots: Path) -> str | None:
     with suppress(FileExistsError):  # `exist_ok` looks twice, and somebody may take it away in between
         slots.mkdir(mode=0o700)
-    folder = os.open(slots, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    folder = os.open(slots, FOLDER)
     try:
         if os.fstat(folder).st_uid != os.geteuid():
             return "it belongs to somebody else"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from services.runner.artifact import Limits, is_text
+from services.runner.descriptors import FOLDER
 from services.runner.folder import Owner
 
 FOLDER_MODE, FILE_MODE = 0o755, 0o644
@@ -22,7 +23,6 @@ CHUNK_BYTES = 1 << 20
 BYTES_PER_ENTRY = 16 << 10
 """What an entry takes at most beside its content: headers, and its whole path, which may be 32 names of 255 bytes."""
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNREADABLE = (tarfile.TarError, ValueError, ArithmeticError, EOFError, RecursionError, MemoryError)
 """What `tarfile` raises on headers that were made to break it."""
@@ -113,7 +113,7 @@ def _names(path: str, limits: Limits) -> tuple[str, ...]:
 
 @contextmanager
 def _folder(name: Path | str, parent: int | None = None) -> Iterator[int]:
-    descriptor = os.open(name, _FOLDER, dir_fd=parent)
+    descriptor = os.open(name, FOLDER, dir_fd=parent)
     try:
         yield descriptor
     finally:

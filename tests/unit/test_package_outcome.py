@@ -8,7 +8,7 @@ import pytest
 from schemas.reason import Reason
 from services.runner.frames import End
 from services.runner.outcome import Lost
-from services.runner.package_outcome import Evidence, InstallLimits, judge
+from services.runner.package_outcome import InstallEvidence, InstallLimits, judge
 from services.runner.requirements import RequirementsFailed
 
 LIMITS = InstallLimits(timeout_s=600, max_bytes=8, memory_bytes=2, builds_allowed=False, oci_runtime=None)
@@ -20,9 +20,9 @@ SAID = (
 AWAY = ("index.example:443: no answer",)
 
 
-def evidence(exit_code: int | None = 0, **known: Any) -> Evidence:
+def evidence(exit_code: int | None = 0, **known: Any) -> InstallEvidence:
     end = End(seq=9, exit_code=exit_code, signal=None if exit_code is not None else 9, **known.pop("end", {}))
-    return dataclasses.replace(Evidence(end=end, limits=LIMITS, lines=SAID), **known)
+    return dataclasses.replace(InstallEvidence(end=end, limits=LIMITS, lines=SAID), **known)
 
 
 def test_pip_s_success_is_one_whatever_the_network_did_meanwhile() -> None:
@@ -53,7 +53,7 @@ def test_a_host_that_may_not_be_reached_is_named_and_not_tried_again() -> None:
         evidence(None, end={"timed_out": True}, unreachable=AWAY),
     ],
 )
-def test_an_index_that_does_not_answer_is_nobody_s_fault(seen: Evidence) -> None:
+def test_an_index_that_does_not_answer_is_nobody_s_fault(seen: InstallEvidence) -> None:
     found = judge(seen)
     assert isinstance(found, Lost)
     assert found.reason is Reason.FETCH_FAILED
@@ -76,7 +76,7 @@ def test_a_full_disk_is_the_runner_s() -> None:
         (evidence(1, lines=()), "pip said nothing"),
     ],
 )
-def test_what_takes_more_than_it_may_has_failed(seen: Evidence, word: str) -> None:
+def test_what_takes_more_than_it_may_has_failed(seen: InstallEvidence, word: str) -> None:
     found = judge(seen)
     assert isinstance(found, RequirementsFailed)
     assert word in found.message
@@ -85,12 +85,12 @@ def test_what_takes_more_than_it_may_has_failed(seen: Evidence, word: str) -> No
 @pytest.mark.parametrize(
     "seen",
     [
-        Evidence(end=None, limits=LIMITS),
+        InstallEvidence(end=None, limits=LIMITS),
         evidence(None, end={"terminated": True}),
         evidence(None, end={"error": "OSError"}),
     ],
 )
-def test_a_container_that_somebody_else_ended_is_lost(seen: Evidence) -> None:
+def test_a_container_that_somebody_else_ended_is_lost(seen: InstallEvidence) -> None:
     found = judge(seen)
     assert isinstance(found, Lost)
     assert found.reason is Reason.CONTAINER_LOST
