@@ -54,7 +54,7 @@ chaos: ## Break a whole system for MINUTES (10) from a SEED while clients submit
 	@deploy/bootstrap.sh python3.11
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-security: ## Play the whole hostile suite on every OCI runtime that the engine has (about five minutes for each)
+security: ## Play the whole hostile suite on every OCI runtime of this host, and the HTTP suite
 	@deploy/bootstrap.sh python3.11
 	@$(BIN)/python -m tests.security.suite
 

@@ -1,4 +1,4 @@
-"""MLflow itself, in a folder of its own: what a `requirements` asset would install, without its network."""
+"""MLflow itself, in a folder of its own: as a `requirements` asset has it installed."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The whole hostile suite, on each OCI runtime that the engine has: `python -m tests.security.suite`, `make security`.
+"""The whole hostile suite, on each OCI runtime of this host: `python -m tests.security.suite`, `make security`.
+
+A `runsc` that is installed, but not known to the engine, is played on an engine of its own (`on_gvisor`).
 
 Prints counts per family and what is wrong; exits 1 unless there is no escape, no sentinel changed, nothing left and
 every end the right one. The pytest tests of this folder and the HTTP fuzzing belong to it.
@@ -11,8 +13,10 @@ import sys
 import time
 
 from services.backbone.telemetry import configure_logs
+from tests.chaos.private_engine import possible
 from tests.security.case import Complaint, Family
 from tests.security.catalogue import FAMILIES
+from tests.security.on_gvisor import RUNSC
 from tests.security.playing import Played, Player
 from tests.security.stage import Stage, a_stage, oci_runtimes
 from tests.security.waivers import waived
@@ -35,7 +39,10 @@ def main() -> int:
     configure_logs("security", "error")
     began = time.monotonic()
     families = [family for family in FAMILIES if not asked.family or family.name in asked.family]
-    wrong = [runtime for runtime in asked.runtime or oci_runtimes() if not asyncio.run(played_well(runtime, families))]
+    known = oci_runtimes()
+    wrong = [runtime for runtime in asked.runtime or known if not asyncio.run(played_well(runtime, families))]
+    if not asked.runtime and "runsc" not in known and not _well_on_gvisor(families):
+        wrong.append("runsc")
     if not asked.alone:
         wrong += [what for what, words in BESIDE.items() if not _well(what, words)]
     say(f"\n{'WRONG: ' + ', '.join(wrong) if wrong else 'all is well'}, after {time.monotonic() - began:.0f} s")
@@ -69,6 +76,15 @@ async def _played(stage: Stage, families: list[Family]) -> list[Complaint]:
     for name in player.neighbourhood.unjudged:
         say(f"  not judged, since this machine has other work: the neighbour beside {name}")
     return complaints
+
+
+def _well_on_gvisor(families: list[Family]) -> bool:
+    if RUNSC is None or not possible():
+        say("\nrunsc: not played, since this host has none (Debian: apt-get install runsc)")
+        return True
+    chosen = [word for family in families for word in ("--family", family.name)]
+    suite = [sys.executable, "-m", "tests.security.suite", "--alone", "--runtime", "runsc", *chosen]
+    return _well("runsc, on an engine of its own", ["-m", "tests.security.on_gvisor", *suite])
 
 
 def _well(what: str, words: list[str]) -> bool:
