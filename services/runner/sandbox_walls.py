@@ -28,11 +28,14 @@ ENTRY = [PYTHON, "-I", "-S", "-B", f"{MOUNTED_AT}/slot/shim"]
 # following a rotated log loses lines). `max-size` has no word for unlimited.
 LOG = {"Type": "json-file", "Config": {"mode": "blocking", "max-size": "1t", "max-file": "1", "compress": "false"}}
 
-MASKED = frozenset(
-    {"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/sys/firmware"}
-)
-READ_ONLY = frozenset({"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"})
-"""What the engine hides and protects by itself (runtime-spec, `maskedPaths` and `readonlyPaths`)."""
+MASKED = [
+    *("/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/key-users", "/proc/keys", "/proc/latency_stats"),
+    *("/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"),
+    *("/sys/devices/virtual/powercap", "/sys/firmware"),
+]
+READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+"""What engines hide and protect by themselves, and `key-users`, which tells of everybody on the host (runtime-spec,
+`maskedPaths` and `readonlyPaths`)."""
 
 UNSAID = object()
 """Asked for by a wall that is left to the engine: nothing is said, and nothing compared."""
@@ -216,6 +219,8 @@ WALLS: tuple[Wall, ...] = (
     Wall("bind mounts", "HostConfig.Mounts", _mounts),
     Wall("other binds", "HostConfig.Binds", _always([])),
     Wall("volumes of others", "HostConfig.VolumesFrom", _always([])),
+    Wall("masked paths", "HostConfig.MaskedPaths", _always(MASKED)),
+    Wall("read-only paths", "HostConfig.ReadonlyPaths", _always(READ_ONLY)),
     Wall("scratch space", "HostConfig.Tmpfs", _scratch),
     Wall("shared memory", "HostConfig.ShmSize", lambda spec: min(SHM_BYTES, spec.memory_bytes)),
     # how much; CPU by quota: the engine refuses NanoCPUs above the host's cores
@@ -254,17 +259,11 @@ def _command(inspection: Mapping[str, Any]) -> list[str]:
     return [inspection["Path"], *inspection["Args"]]
 
 
-def _lacking(key: str, wanted: frozenset[str]) -> Callable[[Mapping[str, Any]], list[str]]:
-    return lambda inspection: sorted(wanted - set(inspection["HostConfig"].get(key) or ()))
-
-
 SIGHTS: tuple[Sight, ...] = (
     Sight("image", lambda inspection: inspection["Image"], lambda spec: spec.image),
     Sight("attached networks", _networks, _always([])),
     Sight("mounts", _mounted, lambda spec: sorted(("bind", b.source, b.target, not b.read_only) for b in binds(spec))),
     Sight("command", _command, _always(ENTRY)),
-    Sight("masked paths", _lacking("MaskedPaths", MASKED), _always([])),
-    Sight("read-only paths", _lacking("ReadonlyPaths", READ_ONLY), _always([])),
 )
 
 

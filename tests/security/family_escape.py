@@ -184,6 +184,8 @@ READS = [
     "/proc/kcore",
     "/proc/kmsg",
     "/proc/keys",
+    "/proc/key-users",
+    "/proc/interrupts",
     "/proc/timer_list",
     "/proc/sched_debug",
     "/proc/kpageflags",

@@ -33,7 +33,7 @@ def volume(path):
 status = dict(line.strip().split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
 kinds = ("NOFILE", "FSIZE", "CORE", "NPROC")
 limits = {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in kinds}
-hidden = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug"]
+hidden = ["/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug"]
 folders = ["/runyard/" + name for name in ("slot", "code", "data", "out")]
 C = "/sys/fs/cgroup/"
 print(json.dumps({

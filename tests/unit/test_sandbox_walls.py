@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.runner.folder import Owner, RunFolder
-from services.runner.sandbox_walls import ENTRY, MASKED, READ_ONLY, SandboxSpec, binds, request, unconfirmed
+from services.runner.sandbox_walls import ENTRY, SandboxSpec, binds, request, unconfirmed
 
 SPEC = SandboxSpec(
     run_id="run-1",
@@ -37,8 +37,6 @@ def answer(spec: SandboxSpec) -> dict[str, Any]:
         "Config": {key: value for key, value in asked.items() if key != "HostConfig"},
         "HostConfig": {
             **asked["HostConfig"],
-            "MaskedPaths": [*MASKED, "/proc/more"],
-            "ReadonlyPaths": [*READ_ONLY],
             "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
             "DeviceRequests": [
                 {"Driver": "", "DeviceIDs": None, "Options": {}, **d} for d in asked["HostConfig"]["DeviceRequests"]
