@@ -1,79 +1,22 @@
 """The sandbox against a real engine: what a script can do, what it cannot, and what is known about it afterwards."""
 
 import json
-import os
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import docker
 import pytest
 
 from services.runner.artifact import Collected, Limits, collect
 from services.runner.errors import EngineRefused, EngineUnavailable
-from services.runner.folder import Contents, Orders, Owner, RunFolder, prepare, remove
-from services.runner.frames import Dropped, End, Frame, FrameDecoder, Log, Metric, Started, Timeout
-from services.runner.sandbox import ContainerState, Sandbox, SandboxSpec
+from services.runner.frames import Dropped, End, Log, Metric, Started, Timeout
+from services.runner.sandbox import Sandbox
 from services.runner.sandbox_images import ensure
+from tests.integration.cell import MIB, Cell, a_cell
 
-MIB = 1024 * 1024
-UID = 2_000_000_000 + os.getpid() if os.geteuid() == 0 else os.geteuid()  # processes are counted by it, host-wide
 CANARY = "canary-4f1d"
-
-
-class Attempt:
-    """One script in one container, from its folder to its frames."""
-
-    def __init__(self, sandbox: Sandbox, spec: SandboxSpec, cache: Path) -> None:
-        self.sandbox, self.spec, self.cache = sandbox, spec, cache
-
-    def prepare(self, script: str, **orders: Any) -> None:
-        code, data = self.cache / f"{self.spec.name}.py", self.cache / f"{self.spec.name}.csv"
-        code.write_text(script)
-        data.write_text("a,b\n1,2\n")
-        told: dict[str, Any] = {"variables": {}, "deadline_s": 60, "grace_s": 1.0, **orders}
-        prepare(
-            self.spec.folder,
-            Orders(self.spec.run_id, self.spec.attempt, "train.py", "wine data.csv", **told),
-            Contents(code={"train.py": code}, data={"wine data.csv": data}),
-            self.spec.owner,
-        )
-
-    def start(self, script: str, **orders: Any) -> None:
-        self.prepare(script, **orders)
-        self.sandbox.create(self.spec)
-        self.sandbox.start(self.spec.name)
-
-    def frames(self, after: int = 0) -> list[Frame]:
-        decoder = FrameDecoder(after)
-        return [frame for chunk in self.sandbox.follow(self.spec.name) for frame in decoder.feed(chunk)]
-
-    def follow_until(self, wanted: Callable[[Frame], bool]) -> None:
-        decoder, stream = FrameDecoder(), self.sandbox.follow(self.spec.name)
-        for chunk in stream:
-            if any(wanted(frame) for frame in decoder.feed(chunk)):
-                stream.close()
-                return
-        pytest.fail("the log ended before the frame came")
-
-    def run(self, script: str, **orders: Any) -> tuple[list[str], End]:
-        self.start(script, **orders)
-        frames = self.frames()
-        assert isinstance(frames[-1], End), frames
-        return [frame.text for frame in frames if isinstance(frame, Log)], frames[-1]
-
-    def ended(self) -> ContainerState:
-        """The engine closes the log a moment before it calls the container exited."""
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            state = self.sandbox.inspect(self.spec.name)
-            if state is not None and state.exit_code is not None:
-                return state
-        pytest.fail("the container did not end")
 
 
 @pytest.fixture(scope="module")
@@ -89,31 +32,13 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def attempt(sandbox: Sandbox, image: str, tmp_path: Path) -> Iterator[Attempt]:
-    run_id = f"test-{uuid.uuid4().hex[:12]}"
-    spec = SandboxSpec(
-        run_id=run_id,
-        attempt=1,
-        runner_id=f"runner-{run_id}",
-        image=image,
-        folder=RunFolder(tmp_path / f"{run_id}-1"),
-        owner=Owner(UID, UID),
-        cpu_cores=4,
-        memory_bytes=512 * MIB,
-        scratch_bytes=64 * MIB,
-        own_user=os.geteuid() == 0,
-    )
-    yield Attempt(sandbox, spec, tmp_path)
-    for container in sandbox.owned(spec.runner_id):
-        sandbox.remove(container.name)
-    assert sandbox.owned(spec.runner_id) == []
-    remove(spec.folder.path)
+def cell(sandbox: Sandbox, image: str, tmp_path: Path) -> Iterator[Cell]:
+    with a_cell(sandbox, image, tmp_path) as cell:
+        yield cell
 
 
-def test_a_script_trains_with_its_dataset_and_leaves_log_metrics_and_an_artifact(
-    attempt: Attempt, tmp_path: Path
-) -> None:
-    attempt.start(
+def test_a_script_trains_with_its_dataset_and_leaves_log_metrics_and_an_artifact(cell: Cell, tmp_path: Path) -> None:
+    cell.start(
         "import json, os, sys\n"
         "print(open(os.environ['DATASET_PATH']).readline().strip(), os.environ['SECRET'], os.getcwd(), sys.path[0])\n"
         "print('oh', file=sys.stderr)\n"
@@ -123,7 +48,7 @@ def test_a_script_trains_with_its_dataset_and_leaves_log_metrics_and_an_artifact
         "open(os.environ['MODEL_OUTPUT_PATH'] + '/weights', 'w').write('w')\n",
         variables={"SECRET": CANARY},
     )
-    frames = attempt.frames()
+    frames = cell.frames()
     logs = {(frame.stream, frame.text) for frame in frames if isinstance(frame, Log)}
     assert logs == {("stdout", "a,b *** /runyard/code /runyard/code"), ("stderr", "oh")}
     assert [(m.name, m.value, m.step) for m in frames if isinstance(m, Metric)] == [("loss", 0.5, 1)]
@@ -136,46 +61,46 @@ def test_a_script_trains_with_its_dataset_and_leaves_log_metrics_and_an_artifact
     assert 0 < end.peak_memory_bytes < 512 * MIB
     assert end.cpu_seconds is not None
     assert 0 < end.cpu_seconds < 60
-    assert attempt.ended().exit_code == 0
-    collected = collect(attempt.spec.folder.out, tmp_path / "artifact", Limits(max_bytes=MIB))
+    assert cell.ended().exit_code == 0
+    collected = collect(cell.spec.folder.out, tmp_path / "artifact", Limits(max_bytes=MIB))
     assert isinstance(collected, Collected)
     assert collected.kind == "folder"
 
 
-def test_the_scripts_variables_are_not_in_the_containers_inspection(attempt: Attempt) -> None:
-    attempt.start("pass", variables={"SECRET": CANARY})
+def test_the_scripts_variables_are_not_in_the_containers_inspection(cell: Cell) -> None:
+    cell.start("pass", variables={"SECRET": CANARY})
     with closing(docker.APIClient()) as client:
-        assert CANARY not in json.dumps(client.inspect_container(attempt.spec.name))
+        assert CANARY not in json.dumps(client.inspect_container(cell.spec.name))
 
 
-def test_a_failing_script_hands_on_its_exit_code_and_its_traceback(attempt: Attempt) -> None:
-    lines, end = attempt.run("import sys\nprint('bye')\nsys.exit(7)")
-    assert (lines, end.exit_code) == (["bye"], 7)
-    assert attempt.ended().exit_code == 7
+def test_a_failing_script_hands_on_its_exit_code_and_its_traceback(cell: Cell) -> None:
+    told = cell.run("import sys\nprint('bye')\nsys.exit(7)")
+    assert (told.lines, told.end.exit_code) == (["bye"], 7)
+    assert cell.ended().exit_code == 7
 
 
-def test_sigterm_reaches_the_script_and_its_own_exit_is_what_counts(attempt: Attempt) -> None:
-    attempt.start("import signal, sys\nsignal.signal(15, lambda *_: sys.exit(3))\nprint('ready')\nsignal.pause()")
-    attempt.follow_until(lambda frame: isinstance(frame, Log))
-    attempt.sandbox.terminate(attempt.spec.name)
-    end = attempt.frames()[-1]
+def test_sigterm_reaches_the_script_and_its_own_exit_is_what_counts(cell: Cell) -> None:
+    cell.start("import signal, sys\nsignal.signal(15, lambda *_: sys.exit(3))\nprint('ready')\nsignal.pause()")
+    cell.until(lambda frame: isinstance(frame, Log))
+    cell.sandbox.terminate(cell.spec.name)
+    end = cell.frames()[-1]
     assert isinstance(end, End)
     assert (end.terminated, end.timed_out, end.exit_code) == (True, False, 3)
 
 
-def test_the_deadline_ends_a_script_that_ignores_sigterm_without_anybodys_help(attempt: Attempt) -> None:
+def test_the_deadline_ends_a_script_that_ignores_sigterm_without_anybodys_help(cell: Cell) -> None:
     script = "import signal\nsignal.signal(15, signal.SIG_IGN)\nprint('ready')\nwhile True: signal.pause()"
-    attempt.start(script, deadline_s=2, grace_s=0.5)
-    frames = attempt.frames()
+    cell.start(script, deadline_s=2, grace_s=0.5)
+    frames = cell.frames()
     end = frames[-1]
     assert isinstance(end, End)
     assert any(isinstance(frame, Timeout) for frame in frames)
     assert (end.timed_out, end.exit_code, end.signal) == (True, None, 9)
-    assert attempt.ended().exit_code == 137
+    assert cell.ended().exit_code == 137
 
 
-def test_daemons_that_hold_the_pipes_open_die_with_the_script(attempt: Attempt) -> None:
-    lines, end = attempt.run(
+def test_daemons_that_hold_the_pipes_open_die_with_the_script(cell: Cell) -> None:
+    told = cell.run(
         "import os, signal, time\n"
         "for _ in range(5):\n"
         "    if os.fork() == 0:\n"
@@ -187,22 +112,23 @@ def test_daemons_that_hold_the_pipes_open_die_with_the_script(attempt: Attempt) 
         "print('done')\n",
         deadline_s=600,
     )
-    assert (lines, end.exit_code, end.timed_out) == (["done"], 0, False)
+    assert (told.lines, told.end.exit_code, told.end.timed_out) == (["done"], 0, False)
 
 
-def test_memory_above_the_limit_kills_the_script_and_is_counted(attempt: Attempt) -> None:
-    attempt.spec = replace(attempt.spec, memory_bytes=96 * MIB)
-    lines, end = attempt.run("print('eating')\nhoard = [b'x' * 1_000_000 for _ in range(500)]\nprint('full')")
-    assert lines == ["eating"]
+def test_memory_above_the_limit_kills_the_script_and_is_counted(cell: Cell) -> None:
+    cell.spec = replace(cell.spec, memory_bytes=96 * MIB)
+    told = cell.run("print('eating')\nhoard = [b'x' * 1_000_000 for _ in range(500)]\nprint('full')")
+    end = told.end
+    assert told.lines == ["eating"]
     assert (end.signal, end.exit_code) == (9, None)
     assert end.oom_kills > 0
     assert end.peak_memory_bytes is not None
     assert end.peak_memory_bytes > 80 * MIB
 
 
-def test_a_flood_stops_at_the_quota_and_the_end_says_so(attempt: Attempt) -> None:
-    attempt.start("while True: print('y' * 200)", max_output_bytes=200_000)
-    frames = attempt.frames()
+def test_a_flood_stops_at_the_quota_and_the_end_says_so(cell: Cell) -> None:
+    cell.start("while True: print('y' * 200)", max_output_bytes=200_000)
+    frames = cell.frames()
     end, dropped = frames[-1], frames[-2]
     assert isinstance(end, End)
     assert isinstance(dropped, Dropped)
@@ -212,12 +138,12 @@ def test_a_flood_stops_at_the_quota_and_the_end_says_so(attempt: Attempt) -> Non
     assert 400 < sum(isinstance(frame, Log) for frame in frames) < 1000
 
 
-def test_the_script_has_no_rights_no_network_and_nothing_to_write_but_its_own(attempt: Attempt) -> None:
-    attempt.spec = replace(attempt.spec, pids_limit=40)
-    lines, end = attempt.run(PROBE)
-    found = json.loads(lines[0])
-    assert end.exit_code == 0
-    assert found["uid"] == [UID] * 3
+def test_the_script_has_no_rights_no_network_and_nothing_to_write_but_its_own(cell: Cell) -> None:
+    cell.spec = replace(cell.spec, pids_limit=40)
+    told = cell.run(PROBE)
+    found = json.loads(told.lines[0])
+    assert told.end.exit_code == 0
+    assert found["uid"] == [cell.spec.owner.uid] * 3
     assert found["status"]["CapEff"] == found["status"]["CapBnd"] == found["status"]["CapPrm"] == "0" * 16
     assert (found["status"]["NoNewPrivs"], found["status"]["Seccomp"]) == ("1", "2")
     assert found["interfaces"] == ["lo"]
@@ -285,69 +211,69 @@ print(json.dumps({
 """
 
 
-def test_following_again_gives_the_same_sequence_and_skips_what_was_seen(attempt: Attempt) -> None:
-    attempt.run("for number in range(300): print(number, 'é' * number)")
-    first = attempt.frames()
-    assert attempt.frames() == first
-    assert attempt.frames(after=150) == first[150:]
+def test_following_again_gives_the_same_sequence_and_skips_what_was_seen(cell: Cell) -> None:
+    cell.run("for number in range(300): print(number, 'é' * number)")
+    first = cell.frames()
+    assert cell.frames() == first
+    assert cell.frames(after=150) == first[150:]
 
 
-def test_a_lost_answer_to_create_is_repaired_by_adopting_the_container_of_that_name(attempt: Attempt) -> None:
-    attempt.prepare("print('once')")
-    made = attempt.sandbox.create(attempt.spec)
-    assert attempt.sandbox.create(attempt.spec) == made
-    assert [(c.run_id, c.attempt, c.status) for c in attempt.sandbox.owned(attempt.spec.runner_id)] == [
-        (attempt.spec.run_id, 1, "created")
+def test_a_lost_answer_to_create_is_repaired_by_adopting_the_container_of_that_name(cell: Cell) -> None:
+    cell.prepare("print('once')")
+    made = cell.sandbox.create(cell.spec)
+    assert cell.sandbox.create(cell.spec) == made
+    assert [(c.run_id, c.attempt, c.status) for c in cell.sandbox.owned(cell.spec.runner_id)] == [
+        (cell.spec.run_id, 1, "created")
     ]
     with pytest.raises(EngineRefused, match="not this attempt's"):
-        attempt.sandbox.create(replace(attempt.spec, runner_id="another"))
+        cell.sandbox.create(replace(cell.spec, runner_id="another"))
 
 
-def test_a_container_that_has_run_is_not_started_again(attempt: Attempt) -> None:
-    attempt.run("print('once')")
-    attempt.ended()
-    attempt.sandbox.start(attempt.spec.name)
-    assert sum(isinstance(frame, Log) for frame in attempt.frames()) == 1
-    assert attempt.ended().status == "exited"
+def test_a_container_that_has_run_is_not_started_again(cell: Cell) -> None:
+    cell.run("print('once')")
+    cell.ended()
+    cell.sandbox.start(cell.spec.name)
+    assert sum(isinstance(frame, Log) for frame in cell.frames()) == 1
+    assert cell.ended().status == "exited"
 
 
-def test_a_killed_container_has_no_end_frame_and_is_known_by_inspection(attempt: Attempt) -> None:
-    attempt.start("import time\nprint('ready')\ntime.sleep(60)")
-    attempt.follow_until(lambda frame: isinstance(frame, Log))
-    attempt.sandbox.kill(attempt.spec.name)
-    state = attempt.ended()
+def test_a_killed_container_has_no_end_frame_and_is_known_by_inspection(cell: Cell) -> None:
+    cell.start("import time\nprint('ready')\ntime.sleep(60)")
+    cell.until(lambda frame: isinstance(frame, Log))
+    cell.sandbox.kill(cell.spec.name)
+    state = cell.ended()
     assert (state.exit_code, state.oom_killed) == (137, False)
     assert state.finished_at is not None
-    assert not any(isinstance(frame, End) for frame in attempt.frames())
+    assert not any(isinstance(frame, End) for frame in cell.frames())
 
 
-def test_signals_and_removals_of_what_is_gone_are_harmless(attempt: Attempt) -> None:
-    attempt.run("pass")
-    attempt.ended()
+def test_signals_and_removals_of_what_is_gone_are_harmless(cell: Cell) -> None:
+    cell.run("pass")
+    cell.ended()
     for _ in range(2):
-        attempt.sandbox.terminate(attempt.spec.name)
-        attempt.sandbox.kill(attempt.spec.name)
-        attempt.sandbox.remove(attempt.spec.name)
-    assert attempt.sandbox.inspect(attempt.spec.name) is None
+        cell.sandbox.terminate(cell.spec.name)
+        cell.sandbox.kill(cell.spec.name)
+        cell.sandbox.remove(cell.spec.name)
+    assert cell.sandbox.inspect(cell.spec.name) is None
 
 
-def test_a_missing_image_is_a_refusal_and_a_missing_engine_is_not(attempt: Attempt) -> None:
-    attempt.prepare("pass")
+def test_a_missing_image_is_a_refusal_and_a_missing_engine_is_not(cell: Cell) -> None:
+    cell.prepare("pass")
     with pytest.raises(EngineRefused):
-        attempt.sandbox.create(replace(attempt.spec, image="sha256:" + "0" * 64))
+        cell.sandbox.create(replace(cell.spec, image="sha256:" + "0" * 64))
     with pytest.raises(EngineUnavailable):
         Sandbox.connect(base_url="tcp://127.0.0.1:1")
 
 
-def test_orders_that_cannot_be_read_still_end_with_a_reason(attempt: Attempt) -> None:
-    attempt.prepare("pass")
-    spec_file = attempt.spec.folder.slot / "spec.json"
+def test_orders_that_cannot_be_read_still_end_with_a_reason(cell: Cell) -> None:
+    cell.prepare("pass")
+    spec_file = cell.spec.folder.slot / "spec.json"
     spec_file.chmod(0o600)
     spec_file.write_text("{")
-    attempt.sandbox.create(attempt.spec)
-    attempt.sandbox.start(attempt.spec.name)
-    (end,) = attempt.frames()
+    cell.sandbox.create(cell.spec)
+    cell.sandbox.start(cell.spec.name)
+    (end,) = cell.frames()
     assert isinstance(end, End)
     assert end.error is not None
     assert end.error.startswith("JSONDecodeError")
-    assert attempt.ended().exit_code == 125
+    assert cell.ended().exit_code == 125

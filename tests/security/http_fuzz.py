@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import structlog
 
 from services.backbone.telemetry import configure_logs
 from services.cli.embedded_postgres import EmbeddedPostgres
@@ -31,6 +32,8 @@ TOKENS_LAST_S = 86_400
 TRAINABLE = 40
 SPARE_ASSETS = 40
 MOST_SHOWN = 40
+
+log = structlog.get_logger()
 
 
 async def known_values(scene: Scene) -> dict[str, list[Any]]:
@@ -120,6 +123,7 @@ async def fuzz(cases: int, seed: int, folder: Path) -> Findings:
                         await asyncio.to_thread(
                             carry_out, replace(plan, systematic=plan.systematic and first), findings
                         )
+                        log.info("plan_carried_out", plan=plan.name, cases=findings.cases, of=cases)
                     seed += 1
         if findings.at_the_door:
             findings.failures.append(f"{findings.unbelieved} cases were a 401: their token was not believed")
@@ -156,7 +160,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
-    configure_logs("http_fuzz", "warning")
+    configure_logs("http_fuzz", "info")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="runyard-fuzz-") as folder:
         findings = asyncio.run(fuzz(chosen.cases, chosen.seed, Path(folder)))

@@ -33,10 +33,10 @@ class Player:
 
     stage: Stage
     neighbourhood: Neighbourhood
-    tell: Callable[[str], None] = lambda line: None
+    tell: Callable[[Complaint], None] = lambda complaint: None
 
     @classmethod
-    def on(cls, stage: Stage, tell: Callable[[str], None] = lambda line: None) -> "Player":
+    def on(cls, stage: Stage, tell: Callable[[Complaint], None] = lambda complaint: None) -> "Player":
         """Make a player with a neighbour of the same stage."""
         return cls(stage, Neighbourhood(stage), tell)
 
@@ -90,7 +90,7 @@ class Player:
         found += [Complaint(name, "sentinel changed", text) for text in changed]
         played.complaints += found
         for complaint in found:
-            self.tell(f"{complaint.kind}: {complaint.case}: {complaint.text}")
+            self.tell(complaint)
 
 
 async def together(work: Iterable[Awaitable[None]]) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -12,14 +11,10 @@ from typing import Any
 import docker
 from docker.utils import kwargs_from_env
 
-from services.runner.folder import PYTHON, Contents, Orders, Owner, RunFolder, prepare, remove
+from services.runner.folder import PYTHON
 from services.runner.sandbox import Sandbox
 from services.runner.sandbox_walls import SandboxSpec, request
-
-MIB = 1 << 20
-PATIENCE_S = 60
-ALONE = os.geteuid() == 0
-"""Whether a container can have a user id that nobody else has."""
+from tests.integration.cell import MIB, PATIENCE_S, a_cell
 
 
 def engine() -> docker.APIClient:
@@ -54,34 +49,13 @@ def forgetful(differences: Mapping[str, Any]) -> Forgetful:
 @contextlib.contextmanager
 def a_spec(folder: Path, image: str, runtime: str, script: str = "pass") -> Iterator[SandboxSpec]:
     """Lay out a run of one script; its container and its folder are gone at the end."""
-    run_id = f"test-{secrets.token_hex(6)}"
-    uid = 2_000_000_000 + int(run_id[-6:], 16) if ALONE else os.geteuid()
-    spec = SandboxSpec(
-        run_id=run_id,
-        attempt=1,
-        runner_id=f"rnr-{run_id}",
-        image=image,
-        folder=RunFolder(folder / run_id),
-        owner=Owner(uid, uid if ALONE else os.getegid()),
-        cpu_cores=1,
-        memory_bytes=512 * MIB,
-        pids_limit=64,
-        scratch_bytes=64 * MIB,
-        file_size_bytes=32 * MIB,
-        oci_runtime=runtime,
-        own_user=ALONE,
-    )
-    source = folder / f"{run_id}.py"
-    source.write_text(script)
-    orders = Orders(run_id, 1, "train.py", "data.csv", {}, deadline_s=PATIENCE_S, grace_s=1.0)
-    prepare(spec.folder, orders, Contents({"train.py": source}, {"data.csv": source}), spec.owner)
-    try:
-        yield spec
-    finally:
-        with contextlib.closing(Sandbox.connect()) as sandbox:
-            for container in sandbox.owned(spec.runner_id):
-                sandbox.remove(container.name)
-        remove(spec.folder.path)
+    small = {"cpu_cores": 1, "pids_limit": 64, "file_size_bytes": 32 * MIB}
+    with (
+        contextlib.closing(Sandbox.connect()) as sandbox,
+        a_cell(sandbox, image, folder, oci_runtime=runtime, **small) as cell,
+    ):
+        cell.prepare(script)
+        yield cell.spec
 
 
 def probe(spec: SandboxSpec, code: str, differences: Mapping[str, Any] | None = None) -> Any:

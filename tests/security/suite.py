@@ -53,7 +53,7 @@ async def played_well(oci_runtime: str, families: list[Family]) -> bool:
     """Play families on a runtime and tell what came of it; True when nothing is wrong."""
     say(f"\n{oci_runtime}: {sum(family.size for family in families)} cases in {len(families)} families")
     async with a_stage(oci_runtime) as stage:
-        complaints = await _played(stage, families)
+        complaints = await _played(stage, families, oci_runtime)
         excused = {c.case: reason for c in complaints if (reason := waived(oci_runtime, c)) is not None}
         complaints = [c for c in complaints if waived(oci_runtime, c) is None]
         left = len([what for what in await stage.leftovers() if what.startswith("container")])
@@ -65,14 +65,20 @@ async def played_well(oci_runtime: str, families: list[Family]) -> bool:
     return not complaints and not left
 
 
-async def _played(stage: Stage, families: list[Family]) -> list[Complaint]:
-    player, complaints = Player.on(stage, lambda line: say(f"    {line}")), list[Complaint]()
+async def _played(stage: Stage, families: list[Family], oci_runtime: str) -> list[Complaint]:
+    def tell(complaint: Complaint) -> None:
+        if waived(oci_runtime, complaint) is None:
+            say(f"    {complaint.kind}: {complaint.case}: {complaint.text}")
+
+    player, complaints = Player.on(stage, tell), list[Complaint]()
     for family in families:
         began = time.monotonic()
         played: Played = await player.play(family)
         complaints += played.complaints
-        cases = {complaint.case for complaint in played.complaints}
-        say(f"  {family.name:12} {played.cases:4} cases, {len(cases):3} wrong, {time.monotonic() - began:6.1f} s")
+        wrong = {c.case for c in played.complaints if waived(oci_runtime, c) is None}
+        excused = {c.case for c in played.complaints} - wrong
+        counts = f"{played.cases:4} cases, {len(wrong):3} wrong, {len(excused):3} that cannot hold here"
+        say(f"  {family.name:12} {counts}, {time.monotonic() - began:6.1f} s")
     for name in player.neighbourhood.unjudged:
         say(f"  not judged, since this machine has other work: the neighbour beside {name}")
     return complaints

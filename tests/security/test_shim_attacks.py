@@ -10,7 +10,7 @@ import pytest
 from services.runner.frames import Log, Timeout
 from services.runner.sandbox import Sandbox
 from services.runner.sandbox_images import ensure
-from tests.security.shim_scene import Cell, a_cell
+from tests.integration.cell import Cell, a_cell
 
 CALLS = r"""
 import ctypes, errno, json, os, resource, signal, struct, sys, time
@@ -93,7 +93,7 @@ def test_a_stop_from_outside_reaches_the_script_at_once(cell: Cell) -> None:
     cell.until(lambda frame: isinstance(frame, Log))
     cell.sandbox.terminate(cell.spec.name)
     sent = time.time()
-    *_, end = frames = list(cell.frames())
+    *_, end = frames = cell.frames()
     [_, received] = [frame.text for frame in frames if isinstance(frame, Log)]
     assert float(received) - sent < 0.3
     assert (end.exit_code, end.terminated) == (3, True)
