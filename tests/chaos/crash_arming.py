@@ -99,13 +99,16 @@ class Armory:
         return killed + self.halts
 
     def unexplained_deaths(self) -> dict[str, int]:
-        """Count deaths, by service, that no crash point and nobody else here brought about."""
+        """Count deaths, by service, that no crash point and nobody else here brought about.
+
+        There may be fewer than kills: a process that a point has just killed can be killed once more by somebody else.
+        """
         deaths: Counter[str] = Counter()
         for name, count in self._chaos.restarts.items():
             deaths[_service_of(name)] += count
         deaths.subtract(kill.place.service for kill in self.kills)
         deaths.subtract(self._expected)
-        return {service: count for service, count in deaths.items() if count}
+        return {service: count for service, count in deaths.items() if count > 0}
 
     async def _watch(self, place: Place) -> None:
         """Wait until a point goes off, and until its service is there again."""
