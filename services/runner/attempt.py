@@ -17,7 +17,7 @@ from services.backbone.errors import BrokerReplaced
 from services.runner import events, folder, quota
 from services.runner.artifact import Collected, Collection, Limits, NoArtifact, Refused, collect
 from services.runner.errors import EngineRefused, EngineUnavailable
-from services.runner.events import Aftermath, Pen
+from services.runner.events import Aftermath, Outgoing, Pen
 from services.runner.frames import End, Log
 from services.runner.journal import Entry, State
 from services.runner.keeping import Keeper
@@ -204,17 +204,28 @@ class Attempt:
         crash_point("after_secrets_removed")
 
     def _end(self, conclusion: Conclusion, state: ContainerState | None) -> None:
-        event, aftermath = None, self._aftermath(state)
-        if isinstance(conclusion, Ended):
-            event = events.run_ended(self._pen, conclusion, aftermath)
-        elif isinstance(conclusion, Lost):
-            event = events.attempt_lost(self._pen, conclusion, aftermath.ended_at)
+        try:
+            event = self._event(conclusion, state)
+        except ValueError:  # what the shim told cannot be told on: no attempt may take the runner along
+            self._log.exception("end_cannot_be_told")
+            conclusion = Lost(Reason.CONTAINER_LOST, "its end record cannot be told")
+            event = events.attempt_lost(self._pen, conclusion, now())
         crash_point("before_end_journaled")
         self._around.journal.record_end(self._entry.ref, now(), event)
         crash_point("after_end_journaled")
         self._around.changed()
         reason = getattr(conclusion, "reason", None)
         self._log.info("attempt_ended", conclusion=type(conclusion).__name__, reason=reason)
+
+    def _event(self, conclusion: Conclusion, state: ContainerState | None) -> Outgoing | None:
+        aftermath = self._aftermath(state)
+        match conclusion:
+            case Ended():
+                return events.run_ended(self._pen, conclusion, aftermath)
+            case Lost():
+                return events.attempt_lost(self._pen, conclusion, aftermath.ended_at)
+            case _:
+                return None
 
     def _aftermath(self, state: ContainerState | None) -> Aftermath:
         end = self._output.batches.end

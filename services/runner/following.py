@@ -68,14 +68,25 @@ class Following:
             return  # broken already
 
     def _read(self) -> None:
+        try:
+            heard = self._hand_on()
+        except BaseException:
+            self.measuring = False
+            self._hand_over(None)  # nobody shall wait for more
+            raise
+        if heard:
+            self._hand_over(None)
+
+    def _hand_on(self) -> bool:
+        """Hand on what the stream says, to its end; False when nobody listens any more."""
         decoder = FrameDecoder()
         for chunk in self._stream:
             self.measuring = True
             frames = [self._meter.read(frame) for frame in decoder.feed(chunk)]
             if frames and not self._hand_over(frames):
-                return
+                return False
             self.measuring = False
-        self._hand_over(None)
+        return True
 
     def _hand_over(self, frames: list[Frame] | None) -> bool:
         put = self._in_loop(self._put(frames))

@@ -1,17 +1,26 @@
 """Reads back what the shim wrote: bytes of the container's output become typed frames.
 
 Pure and incremental. It never trusts the bytes: chunks may break anywhere, lines may be garbage, a log that is followed
-again starts from its beginning. What is not a frame is skipped and counted, what was seen before is skipped.
+again starts from its beginning. What is not a frame is skipped and counted, what was seen before is skipped. On gVisor a
+script can write frames of its own (docs/security.md): each field is what can be stored, or it is no frame.
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from datetime import datetime
-from typing import Any
+from dataclasses import Field, dataclass, fields
+from datetime import UTC, datetime
+from types import NoneType
+from typing import Any, get_args
 
 MAX_FRAME_BYTES = 1024 * 1024
 """No frame of the shim comes near this; a longer line is not a frame and is not kept."""
+MOST = 1 << 48
+"""What nothing that the shim counts comes near: bytes, lines, seconds, sequences. Its sums fit into a bigint."""
+MOST_TEXT_BYTES = 256 << 10
+"""What a line of `max_line_bytes` has at most, in UTF-8; an event takes a few of them."""
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+SIGNED = frozenset({"step", "value"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +155,41 @@ def parse(line: bytes) -> Frame | None:
     try:
         found = json.loads(line)
         kind = _KINDS[found["type"]]
-        known = {field.name: _value(field.name, found[field.name]) for field in fields(kind) if field.name in found}
-        frame = kind(**known)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        known = {field.name: _value(field, found[field.name]) for field in fields(kind) if field.name in found}
+        return kind(**known)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    return frame if type(frame.seq) is int else None
 
 
-def _value(name: str, value: Any) -> Any:
-    if (name == "at" or name.endswith("_at")) and value is not None:
-        return datetime.fromisoformat(value)
+def _value(field: "Field[Any]", value: Any) -> Any:
+    """Take a field's value, if it is one that the field may have.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is none.
+    """
+    allowed = get_args(field.type) or (field.type,)
+    if value is None and NoneType in allowed:
+        return None
+    if datetime in allowed:
+        return _moment(value)
+    if float in allowed and type(value) in (int, float):
+        well = math.isfinite(value) and (field.name in SIGNED or 0 <= value < MOST)
+    elif int in allowed and type(value) is int:
+        well = abs(value) < 1 << 63 if field.name in SIGNED else 0 <= value < MOST
+    else:
+        well = type(value) in allowed and (type(value) is not str or _is_text(value))
+    if not well:
+        raise ValueError(f"{field.name} cannot be {value!r:.40}")
     return value
+
+
+def _moment(value: Any) -> datetime:
+    moment = datetime.fromisoformat(value)
+    if not EARLIEST <= moment <= LATEST:  # a TypeError where it has no offset
+        raise ValueError("that is no time of ours")
+    return moment
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be stored: not too long, no NUL, and no half of a character, which UTF-8 cannot write."""
+    return len(value.encode()) <= MOST_TEXT_BYTES and "\0" not in value

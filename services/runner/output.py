@@ -165,9 +165,15 @@ class OutputPublisher:
 
 
 def _size(frame: Output) -> int:
-    text = len(frame.text.encode()) if isinstance(frame, Log) else 0
+    match frame:
+        case Log():
+            text = frame.text
+        case Metric():
+            text = frame.name
+        case Dropped():
+            text = frame.because or ""
     found = sum(one.size_bytes for one in frame.found) if isinstance(frame, MeasuredLog) else 0
-    return FRAME_OVERHEAD_BYTES + text + found
+    return FRAME_OVERHEAD_BYTES + len(text.encode()) + found
 
 
 def _gap(frame: Dropped, now: datetime) -> LogLine:

@@ -42,7 +42,7 @@ class RunnerSettings(ServiceSettings):
     max_checkpoint_bytes: int = Field(default=2 << 30, ge=1)
     checkpoint_every_s: float = Field(default=10.0, gt=0, description="between two looks at a run's checkpoint folder")
     max_output_bytes: int = Field(default=64 << 20, ge=1)
-    max_line_bytes: int = Field(default=16 << 10, ge=1)
+    max_line_bytes: int = Field(default=16 << 10, ge=1, le=64 << 10)
     max_lines_per_s: int = Field(default=2000, ge=1, description="of a run's log; ten seconds' worth may come at once")
     max_bytes_per_s: int = Field(default=4 << 20, ge=1, description="of a run's log, in the same way")
     tmp_mb: int = Field(default=1024, ge=1, description="size of a run's /tmp, which counts as its memory")

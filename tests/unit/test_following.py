@@ -53,6 +53,21 @@ async def test_metrics_are_found_in_the_lines_by_the_thread_that_reads_them() ->
     assert not following.measuring
 
 
+class Broken(Meter):
+    """A meter with a bug."""
+
+    def read(self, frame: Frame) -> Frame:
+        raise AssertionError("a bug")
+
+
+async def test_a_thread_that_breaks_is_the_end_of_what_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda about: None)
+    following = Following(cast(LogStream, Short()), Broken((), 0))
+    assert await following.next(5) is None
+    assert not following.measuring
+    await asyncio.to_thread(until_the_threads_are_over)
+
+
 def test_the_thread_ends_quietly_when_the_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     broken: list[object] = []
     monkeypatch.setattr(threading, "excepthook", broken.append)
@@ -64,8 +79,12 @@ def test_the_thread_ends_quietly_when_the_loop_ends(monkeypatch: pytest.MonkeyPa
         await asyncio.sleep(0.01)  # one more is being handed over
 
     asyncio.run(follow_until_it_waits())
+    until_the_threads_are_over()
+    assert broken == []
+
+
+def until_the_threads_are_over() -> None:
     for thread in threading.enumerate():
         if thread.name == "following":
             thread.join(5)
             assert not thread.is_alive()
-    assert broken == []

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.runner.frames import MAX_FRAME_BYTES, Dropped, End, FrameDecoder, Log, Metric, Started, Timeout, parse
+from services.runner.frames import (
+    MAX_FRAME_BYTES,
+    MOST,
+    MOST_TEXT_BYTES,
+    Dropped,
+    End,
+    FrameDecoder,
+    Log,
+    Metric,
+    Started,
+    Timeout,
+    parse,
+)
 
 AT = datetime(2026, 3, 13, 16, 10, 0, 250_000, tzinfo=UTC)
 LOG = (
@@ -81,7 +93,39 @@ def test_what_a_newer_shim_tells_is_read_and_what_an_older_one_did_not_tell_is_n
         b'{"type":"timeout","seq":1,"at":5}',
         b'{"type":"log","seq":1}',
         b"[" * 100_000,
+        *[
+            b'{"type":"end","seq":1,"exit_code":1,"signal":null,' + field + b"}"
+            for field in (
+                *(b'"peak_memory_bytes":-1', b'"cpu_seconds":-1', b'"cpu_seconds":1e999', b'"wall_seconds":NaN'),
+                *(b'"ended_at":"2026-03-13T16:10:00"', b'"ended_at":"0001-01-01T00:00:00+23:00"', b'"oom_kills":true'),
+                *(b'"failure":"\\ud800"', b'"failure":"a\\u0000"', b'"failure":5', b'"timed_out":1'),
+            )
+        ],
+        *[
+            b'{"seq":1,"at":"2026-03-13T16:10:00Z",' + fields + b"}"
+            for fields in (
+                b'"type":"log","stream":"stdout","text":5',
+                b'"type":"metric","name":"loss","value":"5"',
+                b'"type":"metric","name":"loss","value":1e999',
+                b'"type":"metric","name":"loss","value":1' + b"0" * 400,
+                b'"type":"metric","name":"loss","value":1,"step":9223372036854775808',
+            )
+        ],
+        b'{"type":"dropped","seq":-1,"lines":1,"bytes":1}',
+        b'{"type":"dropped","seq":%d,"lines":1,"bytes":1}' % MOST,
+        b'{"type":"log","seq":1,"stream":"stdout","at":"2026-03-13T16:10:00Z","text":"%s"}'
+        % (b"x" * (MOST_TEXT_BYTES + 1)),
     ],
 )
 def test_what_is_no_frame_is_none(line: bytes) -> None:
+    """Whoever forges frames (gVisor lets a script do so) ends no runner and fills nobody's dead letters."""
     assert parse(line) is None
+
+
+def test_what_is_just_within_the_limits_is_a_frame() -> None:
+    at = b'"at":"2026-03-13T16:10:00Z"'
+    assert parse(b'{"type":"dropped","seq":%d,"lines":0,"bytes":1}' % (MOST - 1)) is not None
+    assert parse(b'{"type":"log","seq":1,"stream":"stdout",%s,"text":"%s"}' % (at, b"x" * MOST_TEXT_BYTES)) is not None
+    step = 1 - 2**63
+    found = parse(b'{"type":"metric","seq":1,"name":"loss","value":-1,"step":%d,%s}' % (step, at))
+    assert found == Metric(seq=1, name="loss", value=-1, step=step, at=AT.replace(microsecond=0))
