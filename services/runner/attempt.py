@@ -223,7 +223,8 @@ class Attempt:
             case Ended():
                 return events.run_ended(self._pen, conclusion, aftermath)
             case Lost():
-                return events.attempt_lost(self._pen, conclusion, aftermath.ended_at)
+                lost = Lost(conclusion.reason, self._setting_up.without_places(conclusion.message))
+                return events.attempt_lost(self._pen, lost, aftermath.ended_at)
             case _:
                 return None
 

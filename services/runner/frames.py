@@ -1,8 +1,8 @@
 """Reads back what the shim wrote: bytes of the container's output become typed frames.
 
 Pure and incremental. It never trusts the bytes: chunks may break anywhere, lines may be garbage, a log that is followed
-again starts from its beginning. What is not a frame is skipped and counted, what was seen before is skipped. On gVisor a
-script can write frames of its own (docs/security.md): each field is what can be stored, or it is no frame.
+again starts from its beginning. What is not a frame is skipped and counted, what was seen before is skipped. On gVisor
+a script can write frames of its own (docs/security.md): each field is what can be stored, or it is no frame.
 """
 
 import json

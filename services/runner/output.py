@@ -23,6 +23,7 @@ from services.runner.frames import Dropped, End, Frame, Log, Metric, Timeout
 
 MAX_BATCH_FRAMES = 500
 MAX_BATCH_BYTES = 512 << 10
+TRACEBACK = "Traceback (most recent call last):"
 FRAME_OVERHEAD_BYTES = 128
 """What sequence, stream and time of a line take in JSON, about."""
 
@@ -54,12 +55,19 @@ class Batches:
     def __init__(self, sent: int = 0, promised: int = 0) -> None:
         self.sent = sent
         self.last_output = 0
-        self.last_error_line: str | None = None
+        self._last_exception: str | None = None
+        self._last_error: str | None = None
+        self._in_traceback = False
         self.end: End | None = None
         self.timed_out = False
         self._seen = 0
         self._promised = promised
         self._waiting: deque[Output] = deque()
+
+    @property
+    def last_error_line(self) -> str | None:
+        """The last exception that stderr shows; the last line of stderr where it shows none."""
+        return self._last_exception or self._last_error
 
     @property
     def waiting(self) -> int:
@@ -98,9 +106,17 @@ class Batches:
     def _add_output(self, frame: Output) -> None:
         self.last_output = frame.seq
         if isinstance(frame, Log) and frame.stream == "stderr" and frame.text.strip():
-            self.last_error_line = frame.text.strip()
+            self._note_error(frame.text)
         if frame.seq > self.sent:
             self._waiting.append(frame)
+
+    def _note_error(self, line: str) -> None:
+        """Keep what names an exception: after a traceback's indented lines the first one that is not."""
+        self._last_error = line.strip()
+        if line.startswith(TRACEBACK):
+            self._in_traceback = True
+        elif self._in_traceback and not line[0].isspace():
+            self._last_exception, self._in_traceback = line.strip(), False
 
     def _belongs(self, frame: Output, taken: int, room: int) -> bool:
         if self.sent < self._promised:

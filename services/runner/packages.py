@@ -80,6 +80,8 @@ class Packages:
         for asset in assets:
             if asset.size_bytes > MOST_BYTES:
                 raise RequirementsFailed(f"{asset.filename}: it is larger than {MOST_BYTES} bytes")
+        if sum(asset.size_bytes for asset in assets) > MOST_BYTES:
+            raise RequirementsFailed(f"the requirements are together larger than {MOST_BYTES} bytes")
         index = await self._configured()
         contents = await patiently(lambda: self._read(assets))
         policy = Policy(self.limits.builds_allowed, index.destinations)

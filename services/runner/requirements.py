@@ -142,10 +142,15 @@ def _refusal(line: str, policy: Policy) -> str | None:
     for option in options:
         if _HASH.fullmatch(option) is None:
             return "a requirement takes no option but --hash with sha256, sha384 or sha512"
-    if (versioned := _VERSIONED.fullmatch(requirement)) is not None:
-        return "a package, not a file, is to be named" if versioned[1].lower().endswith(ARCHIVES) else None
-    if (direct := _DIRECT.fullmatch(requirement)) is not None:
+    return _package_refusal(requirement, policy)
+
+
+def _package_refusal(requirement: str, policy: Policy) -> str | None:
+    """Try the one form that it can have: no version holds an at sign, and a try that fails takes long."""
+    if "@" in requirement and (direct := _DIRECT.fullmatch(requirement)) is not None:
         return _url_refusal(direct[1], policy)
+    if "@" not in requirement and (versioned := _VERSIONED.fullmatch(requirement)) is not None:
+        return "a package, not a file, is to be named" if versioned[1].lower().endswith(ARCHIVES) else None
     return "it is not a package's name with versions, extras and markers (PEP 508)"
 
 

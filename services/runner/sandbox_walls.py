@@ -5,6 +5,7 @@ Whatever is asked for is compared, even where it is the engine's default: a defa
 may change. Pure: it knows the engine's words, and never talks to it.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os.path import normpath
@@ -29,13 +30,14 @@ ENTRY = [PYTHON, "-I", "-S", "-B", f"{MOUNTED_AT}/slot/shim"]
 LOG = {"Type": "json-file", "Config": {"mode": "blocking", "max-size": "1t", "max-file": "1", "compress": "false"}}
 
 MASKED = [
-    *("/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/key-users", "/proc/keys", "/proc/latency_stats"),
-    *("/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"),
+    *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/key-users", "/proc/keys"),
+    *("/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"),
     *("/sys/devices/virtual/powercap", "/sys/firmware"),
+    *(f"/sys/devices/system/cpu/cpu{number}/thermal_throttle" for number in range(os.cpu_count() or 1)),
 ]
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
-"""What engines hide and protect by themselves, and `key-users`, which tells of everybody on the host (runtime-spec,
-`maskedPaths` and `readonlyPaths`)."""
+"""What engines hide and protect by themselves, since these lists replace theirs (runtime-spec, `maskedPaths` and
+`readonlyPaths`), and `key-users`, which tells of all users of the host."""
 
 UNSAID = object()
 """Asked for by a wall that is left to the engine: nothing is said, and nothing compared."""

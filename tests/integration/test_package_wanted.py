@@ -32,22 +32,22 @@ def packages(tmp_path: Path) -> Packages:
     return Packages("rnr-1", tmp_path / "making", cache, objects, Engine(Health()), limits, owner, lambda: index)
 
 
-async def wanted(packages: Packages, text: bytes, tenant_id: str) -> PackageSet | None:
+async def wanted(packages: Packages, text: bytes, tenant_id: str, files: int = 1) -> PackageSet | None:
     async def chunks() -> AsyncIterator[bytes]:
         yield text
 
     await packages.objects.objects.store_content(chunks(), 2 * MOST_BYTES)
     sha256 = hashlib.sha256(text).hexdigest()
-    asset = PinnedAsset(
-        filename="r.txt", asset_type="requirements", asset_id="ast-1", sha256=sha256, size_bytes=len(text)
-    )
+    names = ("r.txt", "s.txt")[:files]
+    about = {"asset_type": "requirements", "asset_id": "ast-1", "sha256": sha256, "size_bytes": len(text)}
+    assets = tuple(PinnedAsset.model_validate({"filename": name, **about}) for name in names)
     data = PinnedDataset(filename="d.csv", dataset_id="dts-1", sha256=sha256, size_bytes=len(text))
     spec = TrainingSpec(
         entry_point="train.py",
         runtime="python3.11",
         compute=Compute(cpu_cores=1, memory_gb=1),
         timeout_s=60,
-        assets=(asset,),
+        assets=assets,
         dataset=data,
     )
     return await packages.wanted(IMAGE, spec, tenant_id)
@@ -64,7 +64,11 @@ async def test_two_tenants_never_share_a_set_and_one_tenant_s_runs_do(packages: 
 async def test_requirements_over_the_limit_are_refused_before_they_are_read(packages: Packages) -> None:
     most = b"six\n" + b"#" * (MOST_BYTES - 4)
     assert await wanted(packages, most, "acme") is not None
+    half = b"six\n" + b"#" * (MOST_BYTES // 2 - 4)
+    assert await wanted(packages, half, "acme", files=2) is not None
     fetched = list(packages.objects.folder.iterdir())
+    with pytest.raises(RequirementsFailed, match="together larger than 1048576 bytes"):
+        await wanted(packages, half + b"#", "acme", files=2)
     with pytest.raises(RequirementsFailed, match=r"r\.txt: it is larger than 1048576 bytes"):
         await wanted(packages, most + b"#", "acme")
     assert list(packages.objects.folder.iterdir()) == fetched

@@ -37,7 +37,7 @@ def syscall(number, *arguments):
 """
 """What every script of the suite begins with; one line of imports keeps the catalogue readable."""
 
-Kind = Literal["escape", "wrong end", "sentinel changed", "left behind", "neighbour harmed"]
+Kind = Literal["escape", "wrong end", "sentinel changed", "left behind", "neighbour harmed", "suite broke"]
 
 FINE = (None, Reason.NO_ARTIFACT)
 """The script ended well by itself, with an artifact or without."""

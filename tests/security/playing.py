@@ -85,7 +85,7 @@ class Player:
         try:
             found = await work
         except Exception as broken:  # noqa: BLE001 - a case that breaks the suite itself is a finding like any other
-            found = [Complaint(name, "wrong end", f"the suite broke: {broken!r}")]
+            found = [Complaint(name, "suite broke", repr(broken))]
         changed = sentinels.changes(before, self.stage.sentinels())
         found += [Complaint(name, "sentinel changed", text) for text in changed]
         played.complaints += found

@@ -49,6 +49,19 @@ def test_a_container_with_all_of_its_walls_is_confirmed(spec: SandboxSpec, inspe
     assert list(unconfirmed(spec, inspection)) == []
 
 
+def test_all_is_hidden_and_protected_that_the_engine_would_hide_and_protect_by_itself(spec: SandboxSpec) -> None:
+    """Our lists replace its own: a newer engine's may have more."""
+    asked = request(spec)
+    left_out = {key: asked["HostConfig"].pop(key) for key in ("MaskedPaths", "ReadonlyPaths")}
+    with contextlib.closing(engine()) as client:
+        made = client.create_container_from_config(asked, f"{spec.name}-plain")  # type: ignore[no-untyped-call]
+        found = client.inspect_container(made["Id"])["HostConfig"]
+        client.remove_container(made["Id"], force=True)
+    for key, ours in left_out.items():
+        assert found[key]
+        assert set(found[key]) <= set(ours)
+
+
 @pytest.mark.parametrize("control", NAMES)
 def test_a_container_that_shows_one_control_less_is_not_confirmed(
     control: str, spec: SandboxSpec, inspection: dict[str, Any]

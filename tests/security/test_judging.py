@@ -78,6 +78,9 @@ def test_a_waiver_is_for_one_runtime_and_excuses_neither_what_is_left_nor_a_chan
     assert waived("runsc", Complaint(case, "escape", "value 0")) is not None
     assert waived("runc", Complaint(case, "escape", "value 0")) is None
     assert waived("runsc", Complaint(case, "sentinel changed", "")) is None
+    assert waived("runsc", Complaint(case, "suite broke", "")) is None
+    assert waived("runsc", Complaint("fork: a fork bomb", "wrong end", "container_lost")) is not None
+    assert waived("runsc", Complaint("fork: a fork bomb", "escape", "value 0")) is None
     assert waived("runsc", Complaint("escape: mount", "escape", "value 0")) is None
 
 

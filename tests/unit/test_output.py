@@ -1,6 +1,9 @@
 """Frames become batches: in order, bounded, and after a crash the very same ones again."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+
+import pytest
 
 from schemas.cloudevents import data_of, decode
 from schemas.events import LogsAppended, MetricsReported
@@ -160,6 +163,23 @@ def test_points_of_lines_are_the_same_when_a_batch_is_repeated() -> None:
     assert again is not None
     assert events_of(before, PEN, NOW) == events_of(again, PEN, NOW)
     assert sequences(after) == [[5]]
+
+
+RAISED = ("Traceback (most recent call last):", '  File "train.py", line 1, in <module>', "    raise Refused")
+
+
+@pytest.mark.parametrize(
+    ("said", "last"),
+    [
+        ((*RAISED, "app.Refused: no", "a second line", "[W] 3 leaked objects"), "app.Refused: no"),
+        ((*RAISED, "KeyError: 1", "", "During handling of the above:", *RAISED, "ValueError: 2"), "ValueError: 2"),
+        (("warning: slow", "fatal: no data"), "fatal: no data"),
+        (RAISED, "raise Refused"),
+    ],
+)
+def test_the_last_exception_of_stderr_is_remembered_else_its_last_line(said: Sequence[str], last: str) -> None:
+    batches = added(Batches(), *[line(number, text, "stderr") for number, text in enumerate(said, 1)])
+    assert batches.last_error_line == last
 
 
 def test_the_end_is_remembered_with_what_it_has_to_tell() -> None:
