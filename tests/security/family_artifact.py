@@ -286,16 +286,26 @@ def _race(swap: Callable[[Path, Path], None], out: Path, secret: Path) -> str | 
     swapping = threading.Thread(target=keep_swapping)
     swapping.start()
     try:
+        collected = 0
         for number in range(SWAPS):
-            if (wrong := _collected_secret(out, number)) is not None:
-                return wrong
+            content = _collected(out)
+            collected += content is not None
+            if content is not None and SECRET in content:
+                return f"the host's file came along at try {number}"
     finally:
         over.set()
         swapping.join()
-    return f"the swapping broke: {broke[0]!r}" if broke else None
+    if broke:
+        return f"the swapping broke: {broke[0]!r}"
+    return None if collected else f"none of {SWAPS} tries collected anything, so none was a race"
 
 
-def _collected_secret(out: Path, number: int) -> str | None:
+def _collected(out: Path) -> bytes | None:
+    """Collect once; None where nothing was, or was taken.
+
+    Raises:
+        AssertionError: what was collected is not what its digest says.
+    """
     private = out.parent / "private"
     try:
         found = collect(out, private, Limits(max_bytes=1 << 22))
@@ -306,10 +316,9 @@ def _collected_secret(out: Path, number: int) -> str | None:
         return None
     content = private.read_bytes()
     private.unlink()
-    if SECRET in content:
-        return f"the host's file came along at try {number}"
-    honest = isinstance(found, Collected) and found.sha256 == hashlib.sha256(content).hexdigest()
-    return None if honest else f"the digest of try {number} is not that of its bytes"
+    assert isinstance(found, Collected)
+    assert found.sha256 == hashlib.sha256(content).hexdigest()
+    return content
 
 
 RACES = (
