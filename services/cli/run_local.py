@@ -34,7 +34,7 @@ from services.cli.display import RunDisplay
 from services.cli.errors import CliError, UsageRefused
 from services.cli.train import AssetOption, EnvOption, definitions_of, variables_of
 from services.cli.uploads import Files, asset_type_of
-from services.runner.errors import EngineUnavailable
+from services.runner.errors import EngineUnavailable, SettingRefused
 from services.runner.local import LocalOutcome, LocalRequest, run_local
 from services.runner.local_ear import End
 from services.runner.setting_up import Stopped
@@ -97,6 +97,7 @@ def run_local_command(  # noqa: PLR0913 - every parameter is an option of the co
     """
     files = Files(script, data, asset or ())
     files.check()
+    _check_output(output)
     compute = {"cpu_cores": cpu_cores, "memory_gb": memory_gb}
     wanted = {
         "entry_point": script.name,
@@ -141,6 +142,17 @@ def request_of(files: Files, body: Json, definitions: Sequence[Json]) -> LocalRe
     )
 
 
+def _check_output(output: Path | None) -> None:
+    """Refuse before the training what the artifact could not be moved to after it."""
+    if output is None:
+        return
+    if output.exists() and not output.is_dir():
+        raise UsageRefused(f"--output {output} is no folder")
+    for artifact in (output / "model", output / "model.tar"):
+        if artifact.is_dir():
+            raise UsageRefused(f"{artifact} is a folder, and an artifact would be written there: name another --output")
+
+
 async def _run(request: LocalRequest, console: Console) -> int:
     def say(line: str) -> None:
         console.print(f"  {line}", markup=False, soft_wrap=True)
@@ -153,6 +165,8 @@ async def _run(request: LocalRequest, console: Console) -> int:
             shown.on_end(outcome.end)
     except EngineUnavailable as error:
         raise EngineMissing(f"the Docker Engine does not answer, or cannot have the runtime: {error}") from error
+    except SettingRefused as error:
+        raise UsageRefused(f"a setting of this machine (RUNYARD_…) cannot be used: {error}") from error
     except (Stopped, asyncio.CancelledError):
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)  # all is removed; threads that still make an image must not keep the process

@@ -82,7 +82,7 @@ class Attempt:
             conclusion = await self._tell_requirements(problem.told)
         except EngineRefused as problem:
             self._log.warning("engine_refused", reason=problem.reason)
-            refusal = f"the engine refused: {self._setting_up.without_places(problem.reason)}"
+            refusal = f"the engine refused: {self._setting_up.folder.hide(problem.reason)}"
             conclusion = Ended(RunStatus.FAILED, Reason.SANDBOX_REFUSED, refusal[:MESSAGE_CHARACTERS])
         except EngineUnavailable as problem:
             conclusion = Lost(Reason.ENGINE_UNAVAILABLE, str(problem))
@@ -204,12 +204,7 @@ class Attempt:
         crash_point("after_secrets_removed")
 
     def _end(self, conclusion: Conclusion, state: ContainerState | None) -> None:
-        try:
-            event = self._event(conclusion, state)
-        except ValueError:  # what the shim told cannot be told on: no attempt may take the runner along
-            self._log.exception("end_cannot_be_told")
-            conclusion = Lost(Reason.CONTAINER_LOST, "its end record cannot be told")
-            event = events.attempt_lost(self._pen, conclusion, now())
+        event = self._event(conclusion, state)
         crash_point("before_end_journaled")
         self._around.journal.record_end(self._entry.ref, now(), event)
         crash_point("after_end_journaled")
@@ -223,7 +218,7 @@ class Attempt:
             case Ended():
                 return events.run_ended(self._pen, conclusion, aftermath)
             case Lost():
-                lost = Lost(conclusion.reason, self._setting_up.without_places(conclusion.message))
+                lost = Lost(conclusion.reason, self._setting_up.folder.hide(conclusion.message))
                 return events.attempt_lost(self._pen, lost, aftermath.ended_at)
             case _:
                 return None

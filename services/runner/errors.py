@@ -1,8 +1,9 @@
-"""What may go wrong between the runner and its container engine.
+"""What may go wrong between the runner and the host that it is set up on.
 
     RunnerError
     ├── EngineUnavailable   the engine did not answer, or failed by itself: ask again later
-    └── EngineRefused       the engine said no, and will say it again: `reason` is what it said
+    ├── EngineRefused       the engine said no, and will say it again: `reason` is what it said
+    └── SettingRefused      a setting cannot be used
 
 It holds types only: no decision about what follows from them is taken here.
 """
@@ -22,3 +23,7 @@ class EngineRefused(RunnerError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class SettingRefused(RunnerError):
+    """A setting (`RUNYARD_…`) cannot be used; no value of one is shown, since some are secret."""

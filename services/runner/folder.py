@@ -61,6 +61,16 @@ class RunFolder:
         """The only part that the script writes."""
         return self.path / "out"
 
+    def hide(self, text: str) -> str:
+        """Take out of an engine's words where on this host things lie: that is nothing for a script's owner.
+
+        >>> RunFolder(Path("/srv/runs/run-1-1"), Path("/dev/shm/own")).hide("no /srv/runs/x, no /dev/shm/own/y")
+        'no …/runs/x, no …/y'
+        """
+        for place in (self.path.parent.parent, self.slots):
+            text = text if place is None else text.replace(str(place), "…")
+        return text
+
 
 @dataclass(frozen=True)
 class Orders:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydantic import ValidationError
 
 from schemas import ids
 from schemas.events import RunQueued, RunSucceeded
@@ -37,6 +38,7 @@ from services.backbone.objects import content_key
 from services.backbone.sealing import seal
 from services.runner import folder
 from services.runner.attempt import Attempt
+from services.runner.errors import SettingRefused
 from services.runner.local_ear import Ear, End, Listener
 from services.runner.local_home import abandoned_homes, new_home
 from services.runner.main import wire
@@ -88,6 +90,7 @@ async def run_local(request: LocalRequest, listener: Listener, stop: asyncio.Eve
 
     Raises:
         EngineUnavailable: no engine answers, or the runtime's image cannot be made.
+        SettingRefused: a setting of this machine cannot be used.
         Stopped: it was told to stop while that image was being made.
     """
     async with local_runner() as runner:
@@ -113,19 +116,20 @@ async def local_runner(**settings: Any) -> AsyncIterator["LocalRunner"]:
 
     Raises:
         EngineUnavailable: no engine answers.
+        SettingRefused: a setting cannot be used.
     """
     with new_home() as home:
-        runner, swept = LocalRunner.wired(home, settings), True  # nothing can be there yet
+        swept = True  # nothing can be there yet
         try:
-            await runner.around.engine.ask_once(lambda engine: engine.ping())
-            await sweep_abandoned()
-            swept = False
-            try:
-                yield runner
-            finally:
-                swept = await runner.sweep()
+            with closing(LocalRunner.wired(home, settings)) as runner:
+                await runner.around.engine.ask_once(lambda engine: engine.ping())
+                await sweep_abandoned()
+                swept = False
+                try:
+                    yield runner
+                finally:
+                    swept = await runner.sweep()
         finally:
-            runner.close()
             if swept:  # else the next one finds what is left, by the folder
                 await asyncio.to_thread(folder.remove, home)
 
@@ -138,7 +142,7 @@ async def sweep_abandoned() -> None:
                 swept = await runner.sweep()
             if swept:
                 await asyncio.to_thread(folder.remove, home)
-        except (OSError, sqlite3.Error) as problem:  # nobody else's run shall fail by it
+        except (OSError, sqlite3.Error, SettingRefused) as problem:  # nobody else's run shall fail by it
             log.warning("sweep_failed", home=str(home), error=str(problem))
 
 
@@ -152,10 +156,20 @@ class LocalRunner:
 
     @classmethod
     def wired(cls, home: Path, settings: Mapping[str, Any]) -> "LocalRunner":
-        """Take the runner's wiring in a folder, with an ear in the place of Kafka."""
+        """Take the runner's wiring in a folder, with an ear in the place of Kafka.
+
+        Raises:
+            SettingRefused: a setting cannot be used.
+        """
         key = "local:" + base64.b64encode(secrets.token_bytes(32)).decode()
         places = {"work_dir": home / "work", "objects_url": (home / "objects").as_uri(), "sealing_key": key}
-        wired = wire(RunnerSettings(**{**settings, **places})).roster.around
+        try:
+            wired = wire(RunnerSettings(**{**settings, **places})).roster.around
+        except ValidationError as problem:  # its own words would show values, and some are secret
+            wrong = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in problem.errors()]
+            raise SettingRefused(f"{problem.title}: {'; '.join(wrong)}") from None
+        except (ValueError, FileNotFoundError) as problem:
+            raise SettingRefused(str(problem)) from problem
         ear = Ear(wired.journal)
         around = replace(wired, publisher=ear, changed=ear.deliver, same_cluster=_nobody_else)
         around.may_start.set()

@@ -127,9 +127,18 @@ class Sandbox:
             with _translated():
                 self._client.create_container_from_config(request(spec), spec.name)  # type: ignore[no-untyped-call]
         except (EngineUnavailable, EngineRefused):
-            if not self._may_adopt(spec):
+            if self._left_behind(spec) is None:
                 raise
         return self._confirm(spec)
+
+    def is_as_asked(self, spec: SandboxSpec) -> bool:
+        """Whether the attempt's container is there and shows each control as one that was made now would have to.
+
+        Raises:
+            EngineRefused: The name is somebody else's.
+        """
+        found = self._left_behind(spec)
+        return found is not None and not any(unconfirmed(spec, found))
 
     def start(self, name: str) -> None:
         """Start a created container; one that was started before is left alone, since a script must not run twice.
@@ -195,14 +204,12 @@ class Sandbox:
             found = self._client.containers(all=True, filters={"label": [f"{RUNNER_LABEL}={runner_id}", INSTALL_LABEL]})
         return [container["Names"][0].removeprefix("/") for container in found]
 
-    def _may_adopt(self, spec: SandboxSpec) -> bool:
-        """Whether an earlier call has made the container; its name may belong to nobody else."""
+    def _left_behind(self, spec: SandboxSpec) -> dict[str, Any] | None:
+        """Find the container that an earlier call has made; its name may belong to nobody else."""
         found = self._inspect(spec.name)
-        if found is None:
-            return False
-        if not spec.labels.items() <= (found["Config"]["Labels"] or {}).items():
+        if found and not spec.labels.items() <= (found["Config"]["Labels"] or {}).items():
             raise EngineRefused(f"the name {spec.name} belongs to a container that is not this attempt's")
-        return True
+        return found
 
     def _confirm(self, spec: SandboxSpec) -> str:
         """Let nobody start a container that does not show each control as it was asked for."""

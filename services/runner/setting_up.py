@@ -123,7 +123,7 @@ class SettingUp:
         try:
             await self._unless_stopped(self._around.may_start.wait())
             image = await self._unless_stopped(self._image())
-            if await self._is_created():
+            if await self._is_created(image):
                 await self._mount_again()
             else:
                 await self._lay_out(image)
@@ -141,21 +141,22 @@ class SettingUp:
             raise EngineRefused("the container went away")
         return state
 
-    def without_places(self, text: str) -> str:
-        """Take out of an engine's words where on this host things lie: that is nothing for a script's owner."""
-        for place in (self._around.runs_folder.parent, self._around.slots_folder):
-            text = text if place is None else text.replace(str(place), "…")
-        return text
+    async def _is_created(self, image: str) -> bool:
+        """Whether the container is there.
 
-    async def _is_created(self) -> bool:
-        """Whether the container is there; one that lost its slot before it started (a reboot) is made again."""
+        One that has not started is made again, with all that it mounts, if it lost its slot (a reboot) or is not as it
+        would be asked for now (another release, other settings).
+        """
         state = await self._ask(lambda engine: engine.inspect(self.name))
         if state is None:
             return False
-        if state.status == "created" and not self.folder.slot.exists():
-            await self._ask(lambda engine: engine.remove(self.name))
-            return False
-        return True
+        if state.status != "created":
+            return True
+        spec = self._sandbox_spec(image)
+        if await self._ask(lambda engine: engine.is_as_asked(spec)) and self.folder.slot.exists():
+            return True
+        await self._ask(lambda engine: engine.remove(self.name))
+        return False
 
     async def _lay_out(self, image: str) -> None:
         spec = self._queued.spec

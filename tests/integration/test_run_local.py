@@ -244,6 +244,40 @@ def test_what_a_run_would_be_refused_for_is_refused_here(bench: Bench, words: tu
     assert bench.left() == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("RUNYARD_TMP_MB", "0", "RunnerSettings: tmp_mb: Input should be greater than or equal to 1"),
+        ("RUNYARD_PACKAGE_TIMEOUT_S", "-1", "PackageSettings: timeout_s: Input should be greater than 0"),
+        ("RUNYARD_PACKAGE_INDEX_URL", "gopher://user:secret@index", "index"),
+        ("RUNYARD_SECCOMP_PROFILE", "/nowhere/profile.json", "/nowhere/profile.json"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_told_and_leaves_nothing(
+    bench: Bench, setting: str, value: str, said: str
+) -> None:
+    done = bench.run("print('never')", **{setting: value})
+    assert done.returncode == 2
+    assert "a setting of this machine (RUNYARD_…) cannot be used" in done.stderr
+    assert said in done.stderr
+    assert "secret" not in done.stderr
+    assert bench.left() == []
+
+
+@pytest.mark.parametrize("artifact", ["model", "model.tar"])
+def test_a_folder_where_the_artifact_would_be_is_told_before_the_training(bench: Bench, artifact: str) -> None:
+    (bench.folder / "out" / artifact).mkdir(parents=True)
+    done = bench.run("print('never')", "--output", bench.folder / "out")
+    assert done.returncode == 2
+    assert f"{bench.folder / 'out' / artifact} is a folder" in done.stderr
+
+
+def test_an_output_that_is_no_folder_is_told_before_the_training(bench: Bench) -> None:
+    done = bench.run("print('never')", "--output", bench.folder / "data.csv")
+    assert done.returncode == 2
+    assert "is no folder" in done.stderr
+
+
 def test_a_machine_without_an_engine_is_told_so(bench: Bench) -> None:
     done = bench.run("print('never')", DOCKER_HOST="tcp://127.0.0.1:1")
     assert done.returncode == 4

@@ -221,12 +221,14 @@ def test_following_again_gives_the_same_sequence_and_skips_what_was_seen(cell: C
 def test_a_lost_answer_to_create_is_repaired_by_adopting_the_container_of_that_name(cell: Cell) -> None:
     cell.prepare("print('once')")
     made = cell.sandbox.create(cell.spec)
+    assert cell.sandbox.is_as_asked(cell.spec)
     assert cell.sandbox.create(cell.spec) == made
     assert [(c.run_id, c.attempt, c.status) for c in cell.sandbox.owned(cell.spec.runner_id)] == [
         (cell.spec.run_id, 1, "created")
     ]
-    with pytest.raises(EngineRefused, match="not this attempt's"):
-        cell.sandbox.create(replace(cell.spec, runner_id="another"))
+    for call in (cell.sandbox.create, cell.sandbox.is_as_asked):
+        with pytest.raises(EngineRefused, match="not this attempt's"):
+            call(replace(cell.spec, runner_id="another"))
 
 
 def test_a_container_that_has_run_is_not_started_again(cell: Cell) -> None:

@@ -86,6 +86,7 @@ def test_a_container_that_is_there_already_is_confirmed_as_well(spec: SandboxSpe
         client.create_container_from_config(weak, spec.name)  # type: ignore[no-untyped-call]
         with pytest.raises(EngineRefused, match="not confirmed"):
             sandbox.start(spec.name)
+        assert not sandbox.is_as_asked(spec)
         with pytest.raises(EngineRefused, match="privileges: asked for False, the container has True"):
             sandbox.create(spec)
         assert sandbox.inspect(spec.name) is None

@@ -1,18 +1,24 @@
 """How an attempt ended: every cause with every kind of end record."""
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from schemas.parts import Artifact
+from schemas.parts import Artifact, RunAttempt
 from schemas.reason import Reason, RunStatus
 from services.runner.artifact import Collected, NoArtifact, Refused
-from services.runner.frames import End
+from services.runner.attempt import usage_of
+from services.runner.events import Aftermath, Pen, attempt_lost, run_ended
+from services.runner.frames import MOST, MOST_TEXT_BYTES, End, parse
 from services.runner.outcome import Cause, Conclusion, Ended, Evidence, Exit, Lost, Replaced, conclude
 
-GOOD = End(seq=9, exit_code=0, signal=None, ended_at=datetime(2026, 3, 13, tzinfo=UTC))
+GOOD_AT = datetime(2026, 3, 13, tzinfo=UTC)
+GOOD = End(seq=9, exit_code=0, signal=None, ended_at=GOOD_AT)
 BAD = replace(GOOD, exit_code=3)
 SEGFAULT = replace(GOOD, exit_code=None, signal=11)
 OOM = replace(GOOD, exit_code=None, signal=9, oom_kills=1)
@@ -47,6 +53,16 @@ BY_ITSELF = {
 }
 
 SHA = "ab" * 32
+
+FORGED = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 1 << 64),
+    st.floats(),
+    st.text(max_size=20),
+    st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat),
+    st.sampled_from([0, 1, MOST - 1, MOST, 5e-324, "\0", "\ud800", "x" * MOST_TEXT_BYTES]),
+)
 
 
 def concluded(end: End | None, cause: Cause | None = None, exit_: Exit | None = None) -> Conclusion:
@@ -154,3 +170,21 @@ def test_a_signal_is_called_by_its_name() -> None:
     assert isinstance(conclusion, Ended)
     assert conclusion.message == "killed by SIGSEGV"
     assert conclusion.exit_code is None
+
+
+@given(st.dictionaries(st.sampled_from([field.name for field in fields(End)]), FORGED, max_size=3), st.text())
+def test_whatever_end_record_is_a_frame_can_be_told_and_stored(forged: dict[str, object], last_words: str) -> None:
+    """Nobody between the decoder and the broker may break on what a script has made up."""
+    end = parse(json.dumps({"type": "end", "seq": 1, "exit_code": 3, "signal": None, **forged}).encode())
+    assume(end is not None)
+    assert isinstance(end, End)
+    conclusion = conclude(Evidence(None, end, Exit(3), last_words.replace("\0", "")), NoArtifact())
+    pen = Pen("runner-1", RunAttempt(run_id="run-1", attempt=1))
+    if isinstance(conclusion, Ended):
+        aftermath = Aftermath(ended_at=end.ended_at or GOOD_AT, usage=usage_of(end), output_sequence=end.seq)
+        told = run_ended(pen, conclusion, aftermath)
+    else:
+        assert isinstance(conclusion, Lost)
+        told = attempt_lost(pen, conclusion, GOOD_AT)
+    assert len(told.value) < 64 << 10
+    assert b"\\u0000" not in told.value
