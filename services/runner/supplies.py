@@ -109,7 +109,8 @@ async def patiently(
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise GivenUp(Lost(Reason.DISK_FULL, "the runner's disk is full")) from error
             if time.monotonic() - began > patience_s:
-                raise GivenUp(Lost(reason, str(error))) from error
+                told = f"the object store could not be used for {patience_s:.0f} s; the runner's log says why"
+                raise GivenUp(Lost(reason, told)) from error
             raise
 
     return await until_it_works("object store", once)
