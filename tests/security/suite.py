@@ -14,6 +14,8 @@ import tempfile
 import time
 from typing import get_args
 
+from docker.errors import DockerException
+
 from services.backbone.telemetry import configure_logs
 from tests.chaos.private_engine import possible
 from tests.security.case import Complaint, Family, Kind
@@ -39,9 +41,12 @@ def main() -> int:
     configure_logs("security", "error")
     began = time.monotonic()
     families = [family for family in FAMILIES if not asked.family or family.name in asked.family]
-    known = oci_runtimes()
+    try:
+        known = oci_runtimes()
+    except DockerException as problem:
+        sys.exit(f"no engine answers, so nothing can be played: {problem}")
     if not (asked.runtime or known):
-        sys.exit("no engine answers that has runc or runsc: nothing can be played")
+        sys.exit("the engine has neither runc nor runsc, so nothing can be played")
     wrong = [runtime for runtime in asked.runtime or known if not asyncio.run(played_well(runtime, families))]
     if not asked.runtime and "runsc" not in known and not _well_on_gvisor(families):
         wrong.append("runsc")
