@@ -73,7 +73,7 @@ class Attempt:
         try:
             state = await self._container()
             if state is not None:
-                state = await self._watch(state)
+                state = await self._watch()
                 crash_point("after_container_over")
             conclusion = await self._conclude_with_artifact(state)
         except GivenUp as problem:
@@ -98,7 +98,7 @@ class Attempt:
     async def _container(self) -> ContainerState | None:
         """Find the attempt's container or set it up, and tell that it has started; None when it must not start."""
         was_running = self._entry.state is State.RUNNING
-        state = await self._setting_up.find(None if was_running else PATIENCE_S)
+        state = await self._setting_up.find(None if was_running or self._setting_up.has_begun() else PATIENCE_S)
         if state is None and was_running:
             return None  # gone: what is journaled tells how it ended
         if state is None or state.status == "created":
@@ -121,7 +121,7 @@ class Attempt:
         await self._around.same_cluster()
         return Ended(RunStatus.FAILED, Reason.REQUIREMENTS_FAILED, told.message[:MESSAGE_CHARACTERS])
 
-    async def _watch(self, state: ContainerState) -> ContainerState | None:
+    async def _watch(self) -> ContainerState | None:
         spec = self._queued.spec
         watch = Watch(
             setting_up=self._setting_up,
@@ -132,7 +132,7 @@ class Attempt:
             patience_s=spec.grace_s + MARGIN_S,
         )
         async with self._keeper.while_it_runs():
-            over = await watch.until_over(state, spec.timeout_s, self._stopping)
+            over = await watch.until_over(spec.timeout_s, self._stopping)
         await self._around.same_cluster()  # while the container is there, its output can be told to another one again
         return over
 

@@ -43,12 +43,14 @@ class Dispatch:
             await self.heart.connected.wait()
 
     async def _read_until_cut_off(self) -> None:
+        self.heart.cut_off.clear()  # what happens from here on, the end that is read to may not hold
         async with asyncio.TaskGroup() as group:
             consumer = self.consumer()
             reading = group.create_task(consumer.run())
             await consumer.wait_until_caught_up()
             crash_point("after_dispatch_caught_up")
-            self.may_start.set()
-            await self.heart.cut_off.wait()
-            self.may_start.clear()
+            if not self.heart.cut_off.is_set():
+                self.may_start.set()
+                await self.heart.cut_off.wait()
+                self.may_start.clear()
             reading.cancel()

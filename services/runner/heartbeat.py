@@ -37,7 +37,12 @@ class Offer:
 
 @dataclass
 class Heart:
-    """Beats for one runner."""
+    """Beats for one runner.
+
+    Attributes:
+        connected: the last beat was heard.
+        cut_off: a beat was not heard; who has seen to what that means clears it.
+    """
 
     journal: Journal
     publisher: Publisher
@@ -78,7 +83,6 @@ class Heart:
             self.cut_off.set()
         else:
             self.health.ok(PART)
-            self.cut_off.clear()
             self.connected.set()
 
     def _announcement(self, offer: Offer, now: datetime) -> Announcement:

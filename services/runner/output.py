@@ -54,7 +54,7 @@ class Batches:
 
     def __init__(self, sent: int = 0, promised: int = 0) -> None:
         self.sent = sent
-        self.last_output = 0
+        self.last_output = sent
         self._last_exception: str | None = None
         self._last_error: str | None = None
         self._in_traceback = False

@@ -141,18 +141,18 @@ class Sandbox:
         return found is not None and not any(unconfirmed(spec, found))
 
     def start(self, name: str) -> None:
-        """Start a created container; one that was started before is left alone, since a script must not run twice.
+        """Start a created container; harmless when it is gone, or was started: a script must not run twice.
 
         Raises:
-            EngineRefused: There is no such container, or nobody here has confirmed its walls.
+            EngineRefused: Nobody here has confirmed its walls.
         """
         state = self.inspect(name)
         if state is None:
-            raise EngineRefused(f"no container {name}")
+            return
         if state.status == "created":
             if state.container_id not in self._confirmed:
                 raise EngineRefused(f"the walls of {name} were not confirmed")
-            with _translated():
+            with _translated(ignore=(404,)):
                 self._client.start(name)
         self._confirmed.discard(state.container_id)
 
@@ -215,7 +215,7 @@ class Sandbox:
         """Let nobody start a container that does not show each control as it was asked for."""
         found = self._inspect(spec.name)
         if found is None:
-            raise EngineRefused("the container went away")
+            raise EngineUnavailable("the container went away")
         if problems := list(unconfirmed(spec, found)):
             self.remove(spec.name)
             raise EngineRefused(f"cannot be confirmed: {'; '.join(problems)}")

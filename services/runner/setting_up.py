@@ -111,8 +111,14 @@ class SettingUp:
         """Look for the attempt's container; None for `patience_s` waits for the engine's answer for ever."""
         return await self._around.engine.ask(lambda engine: engine.inspect(self.name), patience_s)
 
+    def has_begun(self) -> bool:
+        """Whether anything was laid out, so that an earlier process may have started the container."""
+        return self.folder.path.exists()
+
     async def start(self) -> ContainerState | None:
         """Create the container if need be and start it; None when the attempt was stopped before.
+
+        Once it may run, the engine's answer is waited for as long as it takes: nobody else may start the run meanwhile.
 
         Raises:
             GivenUp: what it needs cannot be had.
@@ -130,15 +136,15 @@ class SettingUp:
             crash_point("before_container_create")
             await self._ask(lambda engine: engine.create(self._sandbox_spec(image)))
             crash_point("after_container_create")
-            self._check()
+            await self._unless_stopped(self._around.may_start.wait())  # setting up may have outlasted what was read
         except Stopped:
             return None
         crash_point("before_container_start")
-        await self._ask(lambda engine: engine.start(self.name))
+        await self._around.engine.ask(lambda engine: engine.start(self.name))
         crash_point("after_container_start")
-        state = await self._ask(lambda engine: engine.inspect(self.name))
+        state = await self.find(None)
         if state is None:
-            raise EngineRefused("the container went away")
+            raise GivenUp(Lost(Reason.CONTAINER_LOST, "the container went away before it started"))
         return state
 
     async def _is_created(self, image: str) -> bool:
@@ -194,12 +200,14 @@ class SettingUp:
             raise RequirementsTold(write_told(self.folder.path, failed, datetime.now(UTC))) from failed
 
     async def _bound_out(self) -> None:
-        """Give the output folder a size; where that fails it is watched instead."""
+        """Give the output folder a size, where this host can: a run that cannot have it is not started."""
         if self._around.limits.loop_quota:
             try:
                 await asyncio.to_thread(quota.attach, self.folder.out, self._around.limits.quota)
             except OSError as error:
-                log.warning("output_quota_watched", run_id=self._entry.ref.run_id, why=str(error))
+                log.warning("output_quota_failed", run_id=self._entry.ref.run_id, why=str(error))
+                lost = Lost(Reason.DISK_FULL, "no file system can be made for the output folder")
+                raise GivenUp(lost) from error
         crash_point("after_out_attached")
 
     async def _mount_again(self) -> None:

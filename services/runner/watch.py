@@ -7,7 +7,6 @@ any other cause but a full output folder: not because Kafka is away, not because
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import chain, repeat
 
 import structlog
@@ -54,13 +53,13 @@ class Watch:
         """The container's."""
         return self.setting_up.name
 
-    async def until_over(self, state: ContainerState, limit_s: float, stopping: asyncio.Event) -> ContainerState | None:
+    async def until_over(self, limit_s: float, stopping: asyncio.Event) -> ContainerState | None:
         """Publish output until the container is over and all of its output is out.
 
         Returns:
             The container's last state; None when it is gone.
         """
-        guard = asyncio.create_task(self._guard(self._left_s(state, limit_s), stopping))
+        guard = asyncio.create_task(self._guard(limit_s + self.patience_s, stopping))
         measuring = asyncio.create_task(self._measure())
         try:
             return await self._follow_until_over()
@@ -69,13 +68,12 @@ class Watch:
             measuring.cancel()
             await asyncio.gather(guard, measuring, return_exceptions=True)
 
-    def _left_s(self, state: ContainerState, limit_s: float) -> float:
-        began = state.started_at or datetime.now(UTC)
-        age_s = max(0.0, (datetime.now(UTC) - began).total_seconds())
-        return max(0.0, limit_s + self.patience_s - age_s)
-
     async def _guard(self, left_s: float, stopping: asyncio.Event) -> None:
-        """Stop the container when it is told to, or when it outlives its deadline."""
+        """Stop the container when it is told to, or when it outlives its deadline.
+
+        The deadline is the shim's. This backstop counts on this process's own clock, and anew after a restart: by
+        wall clocks a laptop that slept, or an engine with a clock of its own, would end a healthy training.
+        """
         engine = self.around.engine
         try:
             async with asyncio.timeout(left_s):

@@ -8,12 +8,15 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import docker
 import pytest
 
-from schemas.parts import LogLine, MetricPoint
+from schemas.events import AttemptLost, RunSucceeded
+from schemas.parts import Compute, LogLine, MetricPoint
 from schemas.reason import Reason
 from services.runner.local import LocalRequest, local_runner
 from services.runner.local_home import PREFIX
@@ -324,3 +327,63 @@ async def test_a_stop_that_comes_while_a_failure_is_told_counts_before_it(
         outcome = await runner.run(request, listener, listener.stop if stops else asyncio.Event())
     assert listener.stop.is_set()
     assert outcome.end.reason is reason
+
+
+class Hears:
+    """A listener."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def on_started(self, container_id: str) -> None:
+        assert container_id
+
+    def on_line(self, line: LogLine) -> None:
+        self.lines.append(line.text)
+
+    def on_point(self, point: MetricPoint) -> None:
+        raise AssertionError("nothing is measured")
+
+
+class ClosesBehind(asyncio.Event):
+    """A gate that lets one through and then stands closed until it is opened again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found_closed = asyncio.Event()
+
+    async def wait(self) -> Literal[True]:
+        if not self.is_set():
+            self.found_closed.set()
+        await super().wait()
+        self.clear()
+        return True
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+async def test_what_was_set_up_while_the_runner_was_cut_off_waits_before_it_starts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, vanishes: bool
+) -> None:
+    """Setting up may take minutes: that nothing unread forbids the start is asked once more right before it."""
+    monkeypatch.setattr("tempfile.tempdir", str(bench.temporary))
+    script = bench.folder / "train.py"
+    script.write_text("print('hello')")
+    request = LocalRequest(script=script, data=bench.folder / "data.csv", compute=Compute(cpu_cores=1, memory_gb=1))
+    async with local_runner() as runner:
+        await runner.prepare(request.runtime, print)
+        gate, heard = ClosesBehind(), Hears()
+        gate.set()
+        runner.around = replace(runner.around, may_start=gate)
+        running = asyncio.create_task(runner.run(request, heard, asyncio.Event()))
+        async with asyncio.timeout(WITHIN_S):
+            await gate.found_closed.wait()
+        (container,) = await runner.around.engine.ask(lambda engine: engine.owned(runner.around.runner_id))
+        assert container.status == "created"
+        assert heard.lines == []
+        if vanishes:
+            await runner.around.engine.ask(lambda engine: engine.remove(container.name))
+        gate.set()
+        outcome = await running
+    assert isinstance(outcome.end, AttemptLost if vanishes else RunSucceeded)
+    assert outcome.end.reason is (Reason.CONTAINER_LOST if vanishes else Reason.NO_ARTIFACT)
+    assert heard.lines == ([] if vanishes else ["hello"])

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from schemas.events import RunFailed, RunSucceeded
+from schemas.events import AttemptLost, RunFailed, RunStarted, RunSucceeded
 from schemas.reason import Reason
 from services.backbone.settings import ServiceSettings
 from services.runner import quota
-from tests.integration.runner_scene import Scene, a_scene
+from tests.integration.runner_scene import Scene, a_scene, attempt_events
 
 LIMITS = {"RUNYARD_MAX_OUT_BYTES": str(32 << 20), "RUNYARD_MAX_ARTIFACT_BYTES": str(16 << 20)}
 KEEPS = """
@@ -65,6 +65,18 @@ async def test_as_root_the_script_finds_its_folder_full_and_nothing_stays_mounte
         await scene.until_nothing_is_left()
     assert str(scene.folder) not in Path("/proc/self/mountinfo").read_text()
     assert '"output_quota_watched"' not in log_of(scene)
+
+
+@pytest.mark.skipif(quota.obstacle() is not None, reason="no file system can be mounted")
+async def test_a_run_whose_folder_cannot_have_its_size_is_not_started(scene: Scene) -> None:
+    queued = await scene.queue("print('never')")
+    async with scene.runner(RUNYARD_MAX_OUT_BYTES=str(1 << 60)):
+        await scene.dispatch(queued)
+        end = await scene.until_ended(queued)
+        await scene.until_nothing_is_left()
+    assert isinstance(end, AttemptLost)
+    assert (end.reason, end.message) == (Reason.DISK_FULL, "no file system can be made for the output folder")
+    assert attempt_events(scene, queued, RunStarted) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give each run a user id of its own")

@@ -18,6 +18,8 @@ from tests.simulation.journal import Entry, Journal
 from tests.simulation.world import PARKED, STEP, Steps, Task, World
 
 FETCH_FAILS = 0.03
+SETTING_UP_S = (0.1, 0.1, 0.5, 1.0, 50.0)
+"""Up to longer than a lease: requirements are installed meanwhile."""
 
 
 @dataclass(slots=True)
@@ -28,6 +30,7 @@ class Surroundings:
     journal: Journal
     engine: Engine
     may_start: bool = False
+    asks_the_gate_again: bool = True
     changed: Callable[[], None] = field(default=lambda: None)
 
 
@@ -91,12 +94,11 @@ class Attempt:
     def _start(self) -> Steps[Container | None]:
         """Create the container if need be and start it; None when the attempt was stopped before."""
         engine, world = self._around.engine, self._around.world
-        while not (self._around.may_start or self._stopping):
-            yield PARKED
-        if self._stopping:
+        yield from self._gate()
+        if self._is_stopped():
             return None
         if self.name not in engine.containers:
-            yield world.random.random()
+            yield world.random.choice(SETTING_UP_S)
             if world.chance(FETCH_FAILS):
                 raise FetchFailed
             if self._is_stopped():
@@ -104,12 +106,18 @@ class Attempt:
             assert self._entry.queued is not None
             engine.create(self.name, self._entry.queued)
             yield STEP
+        if self._around.asks_the_gate_again:
+            yield from self._gate()
         if self._is_stopped():
             return None
         container = engine.containers.get(self.name)
         if container is not None:
             engine.start(container)
         return container
+
+    def _gate(self) -> Steps[None]:
+        while not (self._around.may_start or self._stopping):
+            yield PARKED
 
     def _is_stopped(self) -> bool:
         return self._stopping

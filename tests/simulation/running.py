@@ -199,13 +199,13 @@ class Runner:
     def _listen(self) -> Steps[None]:
         """Read dispatch; the gate opens when it was read to its end, and closes when the runner was cut off."""
         while True:
+            self.must_read_anew = False
             consumer = self._consumer()
             consumer.on_caught_up = self.gatekeeper
             reading = consumer.listen()
             while self.reads_to_the_end and not consumer.caught_up:
                 yield PARKED
-            self.must_read_anew = self.cut_off
-            self._gate(may_start=not self.cut_off)
+            self._gate(may_start=not self.must_read_anew)
             while not self.must_read_anew:
                 yield PARKED
             reading.cancel()

@@ -38,6 +38,7 @@ class Rules:
     commit_first: bool = False
     sees_pending: bool = True
     reads_to_the_end: bool = True
+    asks_the_gate_again: bool = True
     keep: Keep = whatever_was_decided
 
 
@@ -71,7 +72,7 @@ class System:
     def __init__(self, world: World, rules: Rules) -> None:
         self.world, self.rules = world, rules
         self.postgres, self.bus = Postgres(world), Bus(world)
-        self.watch = Watch(SILENCE_S, WorldClock(world, self.bus), blindness=world.random.choice((1.0, 10.0)))
+        self.watch = Watch(SILENCE_S, WorldClock(world, self.bus), LEASE_S, blindness=world.random.choice((1.0, 10.0)))
         self.bus.on_append = self._on_appended
         self.tables = Tables()
         self.models = [f"mdl-{number}" for number in range(MODELS)]
@@ -180,6 +181,7 @@ class System:
             around = Surroundings(self.world, journal, engine)
             runner = Runner(self.world, self.bus, process, offer, around, self.watch)
             runner.reads_to_the_end = self.rules.reads_to_the_end
+            runner.around.asks_the_gate_again = self.rules.asks_the_gate_again
             runner.boot()
 
         self.watch.presences[runner_id] = Presence()

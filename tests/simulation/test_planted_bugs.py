@@ -40,6 +40,9 @@ def caught(rules: Rules = DEFAULT, first: int = 0) -> str:
         pytest.param(
             Rules(reads_to_the_end=False), "could read dispatch", id="a_runner_starts_before_it_has_read_dispatch"
         ),
+        pytest.param(
+            Rules(asks_the_gate_again=False), "could read dispatch", id="a_runner_starts_what_it_set_up_while_cut_off"
+        ),
     ],
 )
 def test_a_broken_rule_of_the_protocol_is_caught(rules: Rules, symptom: str) -> None:

@@ -15,12 +15,13 @@ class Violation(AssertionError):
 
 @dataclass(slots=True, eq=False)
 class Lifetime:
-    """A container's, by the host's own stamps."""
+    """A container's, by the host's own stamps; `uptime` is the broker's when it started."""
 
     run_id: str
     attempt: int
     runner_id: str
     started: float
+    uptime: float
     ended: float | None = None
     sha256: str | None = None
 
@@ -40,6 +41,7 @@ class Watch:
 
     silence_s: float
     clock: "Clock"
+    recently_s: float
     blindness: float = 1.0
     accepted: dict[str, str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -68,12 +70,12 @@ class Watch:
     def on_lost(self, runner_ids: list[str]) -> None:
         """The leader calls runners lost: it may do so only if they were silent while the broker was there."""
         for runner_id in runner_ids:
-            if not self._was_silent(runner_id, 0.0):
+            if not self._was_silent(runner_id, self.clock.uptime() - self.recently_s):
                 raise Violation(f"{runner_id} was called lost and had not been silent")
 
     def on_container_started(self, runner_id: str, run_id: str, attempt: int) -> Lifetime:
         """A container starts: another one of its run may run only where nobody could be reached."""
-        lifetime = Lifetime(run_id, attempt, runner_id, self.clock.now())
+        lifetime = Lifetime(run_id, attempt, runner_id, self.clock.now(), self.clock.uptime())
         if self.revoked.get((run_id, attempt), lifetime.started) < self.presences[runner_id].connected_since:
             raise Violation(f"{run_id} attempt {attempt} starts, revoked before its runner could read dispatch")
         before = self.lifetimes.setdefault(run_id, [])
@@ -81,7 +83,7 @@ class Watch:
             if other.attempt == attempt and other.ended is None:
                 raise Violation(f"{run_id} attempt {attempt} runs twice")
             first = min(lifetime, other, key=lambda each: each.attempt)
-            if other.ended is None and not self._was_silent(first.runner_id, 0.0):
+            if other.ended is None and not self._was_silent(first.runner_id, first.uptime):
                 raise Violation(f"{run_id}: attempts {other.attempt} and {attempt} overlap")
         before.append(lifetime)
         return lifetime

@@ -64,6 +64,11 @@ def test_a_runner_that_was_killed_repeats_the_batch_that_it_had_promised_and_goe
     assert sequences(added(batches, *LOG)) == [[4, 5, 6], [7, 8, 9]]
 
 
+def test_what_was_sent_before_counts_also_where_the_log_is_gone() -> None:
+    assert Batches(sent=3, promised=6).last_output == 3
+    assert added(Batches(sent=3, promised=6), *LOG).last_output == 9
+
+
 def test_a_promised_batch_is_not_cut_by_today_s_limits() -> None:
     batches = added(Batches(sent=0, promised=3), *(line(seq, "x" * 300_000) for seq in range(1, 5)))
     assert sequences(batches) == [[1, 2, 3], [4]]
