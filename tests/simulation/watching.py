@@ -6,7 +6,7 @@ What can be judged at once is judged at once; the rest is for `invariants`.
 from dataclasses import dataclass, field
 
 from schemas.cloudevents import CloudEvent
-from schemas.events import RunRevoked
+from schemas.events import RunQueued, RunRevoked
 
 
 class Violation(AssertionError):
@@ -15,13 +15,12 @@ class Violation(AssertionError):
 
 @dataclass(slots=True, eq=False)
 class Lifetime:
-    """A container's, by the host's own stamps; `uptime` is the broker's when it started."""
+    """A container's, by the host's own stamps."""
 
     run_id: str
     attempt: int
     runner_id: str
     started: float
-    uptime: float
     ended: float | None = None
     sha256: str | None = None
 
@@ -48,6 +47,7 @@ class Watch:
     lifetimes: dict[str, list[Lifetime]] = field(default_factory=dict)
     presences: dict[str, Presence] = field(default_factory=dict)
     revoked: dict[tuple[str, int], float] = field(default_factory=dict)
+    assigned: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def on_accepted(self, run_id: str, model_id: str, key: str | None) -> None:
         """A client was answered 202."""
@@ -59,6 +59,8 @@ class Watch:
         """The broker has an event."""
         if isinstance(event.data, RunRevoked):
             self.revoked.setdefault((event.data.run_id, event.data.attempt), self.clock.now())
+        if isinstance(event.data, RunQueued):
+            self.assigned.setdefault((event.data.run_id, event.data.attempt), self.clock.uptime())
 
     def on_heard(self, runner_id: str) -> None:
         """The broker has a heartbeat of a runner."""
@@ -75,7 +77,7 @@ class Watch:
 
     def on_container_started(self, runner_id: str, run_id: str, attempt: int) -> Lifetime:
         """A container starts: another one of its run may run only where nobody could be reached."""
-        lifetime = Lifetime(run_id, attempt, runner_id, self.clock.now(), self.clock.uptime())
+        lifetime = Lifetime(run_id, attempt, runner_id, self.clock.now())
         if self.revoked.get((run_id, attempt), lifetime.started) < self.presences[runner_id].connected_since:
             raise Violation(f"{run_id} attempt {attempt} starts, revoked before its runner could read dispatch")
         before = self.lifetimes.setdefault(run_id, [])
@@ -83,7 +85,7 @@ class Watch:
             if other.attempt == attempt and other.ended is None:
                 raise Violation(f"{run_id} attempt {attempt} runs twice")
             first = min(lifetime, other, key=lambda each: each.attempt)
-            if other.ended is None and not self._was_silent(first.runner_id, first.uptime):
+            if other.ended is None and not self._was_silent(first.runner_id, self.assigned[run_id, first.attempt]):
                 raise Violation(f"{run_id}: attempts {other.attempt} and {attempt} overlap")
         before.append(lifetime)
         return lifetime
