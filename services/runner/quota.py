@@ -112,8 +112,8 @@ def detach(folder: Path) -> None:
 def excess(out: Path, quota: Quota) -> str | None:
     """Measure what lies in `out`, and say in which way it is more than it may be; None when it is not.
 
-    Files that are deleted and still open are not seen. What is being changed meanwhile counts as it was met. What cannot
-    be measured is too much: without root the script has the runner's user id, and closes folders to it as it likes.
+    Files that are deleted and still open are not seen. What is being changed meanwhile counts as it was met. What
+    cannot be measured is too much: without root the script has the runner's user id, and closes folders as it likes.
     """
     try:
         top = os.open(out, FOLDER)

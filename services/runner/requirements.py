@@ -70,6 +70,8 @@ def package_set(
 ) -> PackageSet | None:
     """Decide what a model's requirements assets ask for; None when they ask for nothing.
 
+    The key is made of what pip is told: neither names of files nor comments, blanks or copies make another set.
+
     Args:
         image: the runtime image's id.
         contents: the assets, file name → bytes.
@@ -83,10 +85,10 @@ def package_set(
         if name in ("", ".", "..") or "/" in name or not name.isprintable():
             raise RequirementsFailed(f"not a plain file name: {name!r}")
     files = {name: read_requirements(name, content, policy) for name, content in sorted(contents.items())}
-    if not any(line and not line.startswith("-") for text in files.values() for line in text.split("\n")):
+    said = sorted({lines for text in files.values() if (lines := tuple(filter(None, text.split("\n"))))})
+    if all(line.startswith("-") for lines in said for line in lines):
         return None
-    digests = sorted(hashlib.sha256(content).hexdigest() for content in contents.values())
-    words = [REVISION, image, digests, policy.builds_allowed, *identity]
+    words = [REVISION, image, said, policy.builds_allowed, *identity]
     return PackageSet(hashlib.sha256(json.dumps(words).encode()).hexdigest(), image, files)
 
 

@@ -181,6 +181,16 @@ def test_the_key_follows_image_contents_index_and_policy_and_not_names_nor_their
     assert len({first.key, *(other.key for other in others)}) == 6
 
 
+def test_what_pip_is_not_told_makes_no_other_set() -> None:
+    """Each comment made a set of its own: one tenant could fill the cache with copies of the same packages."""
+    first = a_set(a=b"six\nattrs\n")
+    alike = [b"# mine\nsix\n\nattrs", b"six # 1\r\n  attrs\n", b"six\\\n\nattrs\n# the end"]
+    assert {a_set(a=each).key for each in alike} == {first.key}
+    assert a_set(a=b"six\nattrs\n", b=b"# nothing\n", c=b"six\nattrs\n# again").key == first.key
+    assert a_set(a=b"six\n", b=b"attrs\n").key != first.key
+    assert a_set(a=b"attrs\nsix\n").key != first.key
+
+
 def test_nothing_is_installed_for_files_without_a_requirement() -> None:
     assert package_set("sha256:1", {"r.txt": b"# nothing yet\n\n--require-hashes\n"}, WHEELS, ("index",)) is None
     assert package_set("sha256:1", {}, WHEELS, ("index",)) is None
