@@ -28,6 +28,7 @@ FOLDER_OPTIONS = frozenset(("-e", "--editable"))
 ARCHIVES = (".whl", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz", ".xz", ".txz", ".lz", ".tlz", ".lzma")
 
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*$")
+_WHOLE_COMMENT = re.compile(r"\s*#")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _EXTRAS = r"(?: ?\[[A-Za-z0-9._, -]*\])?"
 _MARKER = r"(?: ?;[\w .<>=!~'\"(),*+-]+)?"
@@ -117,14 +118,17 @@ def read_requirements(filename: str, content: bytes, policy: Policy) -> str:
 
 
 def _logical(physical: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Join what a backslash continues and drop comments, as pip does; lines are numbered where they begin."""
+    """Join what a backslash continues and drop comments, as pip does; lines are numbered where they begin.
+
+    Source: `join_lines` and `ignore_comments` in pip._internal.req.req_file, which a test compares this with.
+    """
     held: list[str] = []
     began = 0
     for number, line in enumerate([*physical, ""], 1):
-        comment = _COMMENT.match(line) is not None
+        comment = _WHOLE_COMMENT.match(line) is not None
         began = began if held else number
         if line.endswith("\\") and not comment:
-            held.append(line[:-1])
+            held.append(line.strip("\\"))
             continue
         whole = " ".join(_COMMENT.sub("", "".join((*held, " " if comment else "", line))).split())
         if whole:
@@ -136,6 +140,8 @@ def _refusal(line: str, policy: Policy) -> str | None:
     """Say why a line is not allowed; None when it is."""
     if not line.isprintable():
         return "it holds control characters"
+    if line.endswith("\\"):  # left by a comment; pip would join it with the next line that it gets
+        return "it ends in a backslash"
     if line.startswith("-"):
         return _option_refusal(line, policy)
     requirement, *options = re.split(r" (?=--)", line)

@@ -4,6 +4,9 @@ import contextlib
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from pip._internal.req.req_file import preprocess
 
 from services.runner.package_index import destination
 from services.runner.requirements import (
@@ -114,6 +117,58 @@ def test_lines_stay_where_they_were_so_that_pip_names_the_right_one() -> None:
         read_requirements("r.txt", content.encode(), WHEELS)
     read = read_requirements("r.txt", content.replace("tomli#1", "tomli #1").encode(), WHEELS)
     assert read.split("\n") == ["", "", f"six==1.17.0 --hash=sha256:{SHA}", "", "", "tomli", "attrs", ""]
+
+
+def test_a_comment_is_not_continued_however_far_it_is_indented() -> None:
+    read = read_requirements("r.txt", b"  # note \\\nsix==1.17.0\nattrs\n", WHEELS)
+    assert read.split("\n") == ["", "six==1.17.0", "attrs", ""]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r"six @ https://files.example/x.whl?\ # c",
+        r"six @ https://files.example/x.whl\ # c",
+        r"six \ # c",
+        r"--pre \ #",
+    ],
+)
+def test_a_line_that_pip_would_join_with_the_next_is_refused(line: str) -> None:
+    with pytest.raises(RequirementsFailed, match="line 2: it ends in a backslash"):
+        read_requirements("r.txt", f"attrs\n{line}\ntomli\n".encode(), BUILDS)
+
+
+def as_pip_reads(content: str) -> list[tuple[int, str]]:
+    return [(number, " ".join(line.split())) for number, line in preprocess(content)]
+
+
+WORDS = (
+    "six",
+    "attrs==1",
+    "--pre",
+    "tomli @ https://files.example/a.whl",
+    "?",
+    "#",
+    " #",
+    "\\",
+    "\\ #",
+    "\\\n",
+    " ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\x0c",
+)
+
+
+@given(some.lists(some.sampled_from(WORDS), max_size=12).map("".join))
+@settings(max_examples=1000, deadline=None)
+def test_pip_reads_a_file_and_what_we_make_of_it_as_the_same_lines(content: str) -> None:
+    try:
+        ours = read_requirements("r.txt", content.encode(), BUILDS)
+    except RequirementsFailed:
+        return
+    assert as_pip_reads(ours) == as_pip_reads(content)
 
 
 def test_a_continuation_cannot_hide_an_option_nor_can_the_end_of_the_file() -> None:
