@@ -124,6 +124,10 @@ def test_a_comment_is_not_continued_however_far_it_is_indented() -> None:
     assert read.split("\n") == ["", "six==1.17.0", "attrs", ""]
 
 
+def test_all_backslashes_at_the_end_of_a_continued_line_go() -> None:
+    assert read_requirements("r.txt", b"si\\\\\nx\n", WHEELS) == "six\n\n"
+
+
 @pytest.mark.parametrize(
     "line",
     [
