@@ -158,6 +158,17 @@ def size_of(top: Path, enough: int) -> int:
     return size_bytes
 
 
+def has_room(place: Path, max_bytes: int) -> bool:
+    """Tell whether the disk below a folder has room for the largest install.
+
+    pip has cleared away what it could not finish before anybody asks; but no install takes more than the largest may,
+    so a disk that has as much now has not been filled by one.
+    """
+    disk = os.statvfs(place)
+    counts_files = disk.f_files > 0  # some file systems have no fixed number of inodes, and say 0
+    return disk.f_bavail * disk.f_frsize >= max_bytes and (not counts_files or disk.f_favail >= MOST_FILES)
+
+
 def _taken(about: os.stat_result) -> int:
     return max(about.st_blocks * 512, LEAST_BYTES)
 

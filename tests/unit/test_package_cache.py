@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from services.runner import package_cache
-from services.runner.package_cache import DEEPEST, NotKept, PackageCache, remove, seal, size_of
+from services.runner.package_cache import DEEPEST, NotKept, PackageCache, has_room, remove, seal, size_of
 from tests.unit.unprivileged import unprivileged
 
 ENOUGH = 1 << 20
@@ -153,6 +154,26 @@ def test_what_is_closed_to_a_runner_without_root_counts_as_too_much(tmp_path: Pa
         taken = size_of(Path("out"), ENOUGH)
         closed.chmod(0o700)
     assert taken > ENOUGH
+
+
+def disk(**known: int) -> SimpleNamespace:
+    return SimpleNamespace(**{"f_bavail": 10, "f_frsize": 4096, "f_files": 1 << 20, "f_favail": 1 << 19} | known)
+
+
+def test_a_disk_has_room_for_the_largest_install_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = package_cache.MOST_FILES
+    for found, room in (
+        (disk(), True),
+        (disk(f_bavail=9), False),
+        (disk(f_favail=most), True),
+        (disk(f_favail=most - 1), False),
+        (disk(f_files=0, f_favail=0), True),
+    ):
+        monkeypatch.setattr(os, "statvfs", lambda _, found=found: found)
+        assert has_room(tmp_path, 10 * 4096) is room
+    monkeypatch.undo()
+    assert has_room(tmp_path, 1)
+    assert not has_room(tmp_path, 1 << 60)
 
 
 def test_what_was_used_longest_ago_goes_first_and_only_as_much_as_must(cache: PackageCache, tmp_path: Path) -> None:
