@@ -87,31 +87,49 @@ def collect(out_folder: Path, private_file: Path, limits: Limits) -> Collection:
     Raises:
         OSError: The runner's own disk failed; nothing is known about the artifact then.
     """
-    out = os.open(out_folder, FOLDER)
     try:
-        if not _exists(out):
-            return NoArtifact()
-        with private_file.open("x+b") as target:
-            kind = _take(out, target, limits)
-            size_bytes = target.seek(0, os.SEEK_END)
-            target.seek(0)
-            sha256 = hashlib.file_digest(target, "sha256").hexdigest()
+        with _opened(out_folder) as out:
+            if not _exists(out):
+                return NoArtifact()
+            with private_file.open("x+b") as target:
+                kind = _take(out, target, limits)
+                size_bytes = target.seek(0, os.SEEK_END)
+                target.seek(0)
+                sha256 = hashlib.file_digest(target, "sha256").hexdigest()
     except RefusedError as problem:
-        private_file.unlink()
+        private_file.unlink(missing_ok=True)
         return Refused(str(problem), problem.anonymous)
-    finally:
-        os.close(out)
     if kind is None:
         private_file.unlink()
         return NoArtifact()
     return Collected(private_file, sha256, size_bytes, kind)
 
 
-def _exists(out: int) -> bool:
+@contextmanager
+def _opened(out_folder: Path) -> Iterator[int]:
+    """Open `out`, which a script with the runner's user id may have closed to it."""
+    with _refused_where_closed():
+        out = os.open(out_folder, FOLDER)
     try:
-        os.stat(NAME, dir_fd=out, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
+        yield out
+    finally:
+        os.close(out)
+
+
+@contextmanager
+def _refused_where_closed() -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as problem:
+        raise RefusedError("the output folder cannot be read") from problem
+
+
+def _exists(out: int) -> bool:
+    with _refused_where_closed():
+        try:
+            os.stat(NAME, dir_fd=out, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
     return True
 
 

@@ -82,6 +82,7 @@ class Batches:
         match frame:
             case End():
                 self.end = frame
+                self._tell_skipped(frame)
             case Timeout():
                 self.timed_out = True
             case Log() | Metric() | Dropped():
@@ -103,10 +104,20 @@ class Batches:
         self.sent = frames[-1].seq
         return Batch(tuple(frames))
 
+    def _tell_skipped(self, end: End) -> None:
+        """Say in the log, at the end's own place in the order, how much of METRICS_PATH was left out."""
+        if end.skipped_metrics and end.ended_at is not None:
+            lines = "1 line" if end.skipped_metrics == 1 else f"{end.skipped_metrics:,} lines"
+            text = f"[runyard] {lines} of METRICS_PATH left out: no JSON object with a name and a finite value"
+            self._append(Log(seq=end.seq, stream="stderr", text=text, at=end.ended_at, truncated=True))
+
     def _add_output(self, frame: Output) -> None:
-        self.last_output = frame.seq
         if isinstance(frame, Log) and frame.stream == "stderr" and frame.text.strip():
             self._note_error(frame.text)
+        self._append(frame)
+
+    def _append(self, frame: Output) -> None:
+        self.last_output = frame.seq
         if frame.seq > self.sent:
             self._waiting.append(frame)
 

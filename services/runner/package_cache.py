@@ -5,6 +5,7 @@ removing what was used longest ago, never what a run has mounted: the run's own 
 runner that was killed knows it, too. It must never follow a link or believe a name of what an install has left.
 """
 
+import errno
 import json
 import os
 import stat
@@ -20,6 +21,8 @@ from services.runner.descriptors import FOLDER
 
 SITE, ABOUT, USES = "site", "about.json", "packages.key"
 MOST_FILES, DEEPEST = 200_000, 64
+LEAST_BYTES = 4096
+"""What any file or folder counts as, however small: its inode, and a block of the disk."""
 
 
 class NotKept(Exception):
@@ -113,7 +116,7 @@ class PackageCache:
 
 
 def seal(top: Path, max_bytes: int) -> int:
-    """Make a folder of installed packages read-only and root's, if we are root; return its size in bytes.
+    """Make a folder of installed packages read-only and root's, if we are root; return what it takes on the disk.
 
     Raises:
         NotKept: it holds a link, a device or the like, or more than it may.
@@ -121,7 +124,7 @@ def seal(top: Path, max_bytes: int) -> int:
     size_bytes = 0
     with _opened(top) as handle:
         for count, (parent, name, about) in enumerate(_walk(handle), 1):
-            size_bytes += about.st_size
+            size_bytes += _taken(about)
             if count > MOST_FILES:
                 raise NotKept(f"there are more than {MOST_FILES} files")
             if size_bytes > max_bytes:
@@ -138,20 +141,36 @@ def seal(top: Path, max_bytes: int) -> int:
 def size_of(top: Path, enough: int) -> int:
     """Measure what a folder takes on the disk while it is written to; stops when it is more than enough.
 
-    More files or deeper folders than are ever kept count as too much: what is below them cannot be measured.
+    More files or deeper folders than are ever kept count as too much, and so does a folder that is closed to us, which
+    is what a build script may do to it where we are not root: what is in there cannot be measured.
     """
     if not top.is_dir():
         return 0
     size_bytes = 0
     try:
-        with suppress(OSError), _opened(top) as handle:
+        with _opened(top) as handle:
             for count, (_, _, about) in enumerate(_walk(handle, any_kind=True), 1):
-                size_bytes += about.st_blocks * 512
+                size_bytes += _taken(about)
                 if size_bytes > enough or count > MOST_FILES:
                     return enough + 1
-    except NotKept:
+    except (NotKept, OSError):
         return enough + 1
     return size_bytes
+
+
+def has_room(place: Path, max_bytes: int) -> bool:
+    """Tell whether the disk below a folder has room for the largest install.
+
+    pip has cleared away what it could not finish before anybody asks; but no install takes more than the largest may,
+    so a disk that has as much now has not been filled by one.
+    """
+    disk = os.statvfs(place)
+    counts_files = disk.f_files > 0  # some file systems have no fixed number of inodes, and say 0
+    return disk.f_bavail * disk.f_frsize >= max_bytes and (not counts_files or disk.f_favail >= MOST_FILES)
+
+
+def _taken(about: os.stat_result) -> int:
+    return max(about.st_blocks * 512, LEAST_BYTES)
 
 
 def remove(path: Path) -> None:
@@ -201,8 +220,8 @@ def _walk(handle: int, depth: int = 0, *, any_kind: bool = False) -> Iterator[tu
 def _walk_into(parent: int, name: str, depth: int, any_kind: bool) -> Iterator[tuple[int, str, os.stat_result]]:
     try:
         handle = os.open(name, FOLDER, dir_fd=parent)
-    except OSError:
-        if any_kind:
+    except OSError as problem:
+        if any_kind and problem.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return  # it was a folder a moment ago
         raise
     try:

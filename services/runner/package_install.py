@@ -28,7 +28,7 @@ from services.runner.folder import MOUNTED_AT, Contents, Orders
 from services.runner.following import Following
 from services.runner.frames import End, Frame, Log
 from services.runner.outcome import Lost
-from services.runner.package_cache import size_of
+from services.runner.package_cache import has_room, size_of
 from services.runner.package_index import PackageIndex
 from services.runner.package_installer import INDEX_VARIABLE, ORDERS
 from services.runner.package_outcome import InstallEvidence, InstallLimits, judge
@@ -207,6 +207,7 @@ class Install:
             limits=self.limits,
             oom_killed=state is not None and state.oom_killed,
             too_large=self._too_large or proxy.exhausted,
+            disk_short=not has_room(self.spec.folder.path, self.limits.max_bytes),
             refused=tuple(proxy.refused),
             unreachable=tuple(f"{to.host}:{to.port}: {why}" for to, why in proxy.unreachable.items()),
             lines=tuple(self._lines),

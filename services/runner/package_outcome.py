@@ -16,7 +16,7 @@ from services.runner.seccomp import profile
 WORDS = 3
 """How many of pip's errors stand in the message; the log has all that it said last."""
 DISK_FULL = "[Errno 28]"
-"""As Python tells of ENOSPC."""
+"""As Python tells of ENOSPC: of the runner's disk, or of the container's own /tmp, which is the build's to fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,13 @@ class InstallLimits:
 
 @dataclass(frozen=True, slots=True)
 class InstallEvidence:
-    """What is known of an install that is over."""
+    """What is known of an install that is over; `disk_short` says that the runner's disk has no room for one."""
 
     end: End | None
     limits: InstallLimits
     oom_killed: bool = False
     too_large: bool = False
+    disk_short: bool = False
     refused: tuple[str, ...] = ()
     unreachable: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
@@ -55,7 +56,7 @@ def judge(evidence: InstallEvidence) -> Lost | RequirementsFailed | None:
         return Lost(Reason.CONTAINER_LOST, "the install container ended without an end record")
     if end.exit_code == INSTALLED:
         return None
-    if any(DISK_FULL in line for line in evidence.lines):
+    if evidence.disk_short and any(DISK_FULL in line for line in evidence.lines):
         return Lost(Reason.DISK_FULL, "the runner's disk is full")
     if evidence.unreachable or (end.exit_code == UNREACHABLE and not evidence.refused):
         return Lost(

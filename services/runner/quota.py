@@ -112,19 +112,28 @@ def detach(folder: Path) -> None:
 def excess(out: Path, quota: Quota) -> str | None:
     """Measure what lies in `out`, and say in which way it is more than it may be; None when it is not.
 
-    Files that are deleted and still open are not seen. What is being changed meanwhile counts as it was met.
+    Files that are deleted and still open are not seen. What is being changed meanwhile counts as it was met. What
+    cannot be measured is too much: without root the script has the runner's user id, and closes folders as it likes.
     """
     try:
         top = os.open(out, FOLDER)
     except FileNotFoundError:
         return None
+    except OSError as problem:
+        return _unmeasurable(problem)
     try:
         _Measure(quota).add(top, 1)
     except _ExcessError as found:
         return str(found)
+    except OSError as problem:
+        return _unmeasurable(problem)
     finally:
         os.close(top)
     return None
+
+
+def _unmeasurable(problem: OSError) -> str:
+    return f"a folder that cannot be measured ({problem.strerror})"
 
 
 class _ExcessError(Exception):
@@ -170,7 +179,7 @@ class _Measure:
         except OSError as problem:
             if problem.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # it is something else by now
                 return
-            raise _ExcessError(f"a folder that cannot be measured ({problem.strerror})") from problem
+            raise
         try:
             self.add(inner, depth + 1)
         finally:

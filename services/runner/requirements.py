@@ -28,6 +28,7 @@ FOLDER_OPTIONS = frozenset(("-e", "--editable"))
 ARCHIVES = (".whl", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz", ".xz", ".txz", ".lz", ".tlz", ".lzma")
 
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*$")
+_WHOLE_COMMENT = re.compile(r"\s*#")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _EXTRAS = r"(?: ?\[[A-Za-z0-9._, -]*\])?"
 _MARKER = r"(?: ?;[\w .<>=!~'\"(),*+-]+)?"
@@ -70,6 +71,8 @@ def package_set(
 ) -> PackageSet | None:
     """Decide what a model's requirements assets ask for; None when they ask for nothing.
 
+    The key is made of what pip is told: neither names of files nor comments, blanks or copies make another set.
+
     Args:
         image: the runtime image's id.
         contents: the assets, file name → bytes.
@@ -83,10 +86,10 @@ def package_set(
         if name in ("", ".", "..") or "/" in name or not name.isprintable():
             raise RequirementsFailed(f"not a plain file name: {name!r}")
     files = {name: read_requirements(name, content, policy) for name, content in sorted(contents.items())}
-    if not any(line and not line.startswith("-") for text in files.values() for line in text.split("\n")):
+    said = sorted({lines for text in files.values() if (lines := tuple(filter(None, text.split("\n"))))})
+    if all(line.startswith("-") for lines in said for line in lines):
         return None
-    digests = sorted(hashlib.sha256(content).hexdigest() for content in contents.values())
-    words = [REVISION, image, digests, policy.builds_allowed, *identity]
+    words = [REVISION, image, said, policy.builds_allowed, *identity]
     return PackageSet(hashlib.sha256(json.dumps(words).encode()).hexdigest(), image, files)
 
 
@@ -115,14 +118,17 @@ def read_requirements(filename: str, content: bytes, policy: Policy) -> str:
 
 
 def _logical(physical: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Join what a backslash continues and drop comments, as pip does; lines are numbered where they begin."""
+    """Join what a backslash continues and drop comments, as pip does; lines are numbered where they begin.
+
+    Source: `join_lines` and `ignore_comments` in pip._internal.req.req_file, which a test compares this with.
+    """
     held: list[str] = []
     began = 0
     for number, line in enumerate([*physical, ""], 1):
-        comment = _COMMENT.match(line) is not None
+        comment = _WHOLE_COMMENT.match(line) is not None
         began = began if held else number
         if line.endswith("\\") and not comment:
-            held.append(line[:-1])
+            held.append(line.strip("\\"))
             continue
         whole = " ".join(_COMMENT.sub("", "".join((*held, " " if comment else "", line))).split())
         if whole:
@@ -134,6 +140,8 @@ def _refusal(line: str, policy: Policy) -> str | None:
     """Say why a line is not allowed; None when it is."""
     if not line.isprintable():
         return "it holds control characters"
+    if line.endswith("\\"):  # left by a comment; pip would join it with the next line that it gets
+        return "it ends in a backslash"
     if line.startswith("-"):
         return _option_refusal(line, policy)
     requirement, *options = re.split(r" (?=--)", line)

@@ -30,7 +30,7 @@ ON_RUNSC = {
     r"escape: (an address space without randomness|an ambient capability|a core dump into .*)": OWN_KERNEL,
     r"escape: (no new privileges|a filter on its calls)": OWN_KERNEL,
     r"network: (a socket of AF_NETLINK|a socket for ping|a tunnel|the engine's own abstract socket)": OWN_KERNEL,
-    r"cpu: (a better nice value|real-time scheduling)": OWN_KERNEL,
+    r"cpu: (a better nice value|real-time scheduling|another process's scheduling)": OWN_KERNEL,
     r"memory: (to be spared when memory runs out|huge pages)": OWN_KERNEL,
     r"devices: (no device but the plain ones|the device /dev/(fuse|net/tun)|a device by its number.*)": OWN_KERNEL,
     r"escape: (writing to /proc/1/fd/1|reading /proc/1/(environ|maps|auxv)|a shim that is traced.*)": ONE_USER,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.runner.artifact import Collected, Collection, Limits, NoArtifact, Refused, collect
+from tests.unit.unprivileged import unprivileged
 
 LIMITS = Limits(max_bytes=4_000_000, max_files=20, max_depth=4)
 
@@ -160,6 +161,22 @@ def test_a_refusal_can_be_told_without_the_names_that_the_script_has_chosen(out:
     symlink(out / "model" / "s3cret")
     found = collect(out, tmp_path / "private", LIMITS)
     assert found == Refused("'s3cret' is a symbolic link", "'***' is a symbolic link")
+
+
+@pytest.mark.parametrize("mode", [0, 0o300, 0o400], ids=["closed", "not to be listed", "not to be entered"])
+@pytest.mark.parametrize("place", [".", "model", "model/inside"])
+def test_what_is_closed_to_a_runner_without_root_is_refused(tmp_path: Path, place: str, mode: int) -> None:
+    """It is the script's doing; it was taken for a full disk, and the script ran three times."""
+    with unprivileged(tmp_path):
+        closed = Path("out") / place
+        closed.mkdir(parents=True)
+        (closed / ("model" if place == "." else "file")).touch()
+        closed.chmod(mode)
+        found = collect(Path("out"), Path("private"), LIMITS)
+        closed.chmod(0o700)
+        assert not Path("private").exists()
+    assert isinstance(found, Refused)
+    assert "read" in found.reason
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes device files")

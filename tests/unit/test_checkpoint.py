@@ -113,6 +113,18 @@ def test_a_look_follows_no_link_and_stops_at_the_limits(out: Path) -> None:
     assert len(look_at(out, LIMITS)) <= LIMITS.max_files + 1
 
 
+def test_a_look_at_more_than_may_be_in_folders_stops_as_well_and_what_is_seen_is_refused(out: Path) -> None:
+    """102 folders of 100 files each broke every look, so that it was never said that they are too many."""
+    for number in range(LIMITS.max_files // 4 + 1):
+        (out / f"checkpoint/{number}").mkdir()
+        for name in "abcd":
+            (out / f"checkpoint/{number}/{name}").touch()
+    seen = look_at(out, LIMITS)
+    assert len(seen) == LIMITS.max_files + 1
+    assert look_at(out, LIMITS) == seen
+    assert refusal(out).what == f"more than {LIMITS.max_files} files"
+
+
 def test_a_look_at_what_is_gone_or_locked_sees_nothing_and_fails_at_nothing(out: Path, tmp_path: Path) -> None:
     assert look_at(tmp_path / "nowhere", LIMITS) == NOTHING
     (out / "checkpoint").rmdir()

@@ -1,5 +1,6 @@
 """Frames become batches: in order, bounded, and after a crash the very same ones again."""
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -118,6 +119,24 @@ def test_dropped_lines_are_counted_and_told_at_their_place_in_the_log() -> None:
     assert (gap.sequence, gap.stream, gap.truncated, told.dropped_lines) == (4, "stderr", True, 1234)
     assert gap.text == "[runyard] 1,234 lines (56,789 bytes) were dropped here: more than 2,000 lines a second"
     assert batches.last_output == 4
+
+
+def test_lines_of_the_metrics_file_that_are_none_are_told_once_at_the_end_and_are_no_error_of_the_script() -> None:
+    said = Log(seq=4, stream="stderr", text="the script's last word", at=NOW)
+    end = End(seq=5, exit_code=1, signal=None, skipped_metrics=1234, ended_at=NOW)
+    batches = added(Batches(), said, end)
+    batch = batches.take()
+    assert batch is not None
+    (event,) = events_of(batch, PEN, NOW)
+    told = data_of("runyard.run.logs_appended.v1", event.value)
+    assert isinstance(told, LogsAppended)
+    line = told.lines[-1]
+    assert (line.sequence, line.stream, line.truncated, told.dropped_lines) == (5, "stderr", True, 0)
+    assert line.text == "[runyard] 1,234 lines of METRICS_PATH left out: no JSON object with a name and a finite value"
+    assert (batches.last_output, batches.last_error_line) == (5, "the script's last word")
+    again = added(Batches(sent=5), said, end)
+    assert (again.take(), again.last_output) == (None, 5)
+    assert added(Batches(), said, dataclasses.replace(end, skipped_metrics=0)).last_output == 4
 
 
 def measured(seq: int, *values: float) -> MeasuredLog:

@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from services.runner import package_cache
-from services.runner.package_cache import DEEPEST, NotKept, PackageCache, remove, seal, size_of
+from services.runner.package_cache import DEEPEST, NotKept, PackageCache, has_room, remove, seal, size_of
+from tests.unit.unprivileged import unprivileged
 
 ENOUGH = 1 << 20
 
@@ -84,7 +86,7 @@ def test_a_link_in_the_place_of_the_whole_set_is_not_kept(cache: PackageCache, t
 
 def test_size_number_and_depth_are_limited_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = installed(tmp_path, size_bytes=5000)
-    total = 5000 + (site / "six").stat().st_size
+    total = 3 * 4096 + 4096  # two blocks for the file, one for its folder, one for the empty file's inode
     assert seal(site, total) == total
     with pytest.raises(NotKept, match="take more"):
         seal(site, total - 1)
@@ -101,6 +103,15 @@ def test_size_number_and_depth_are_limited_on_both_sides(tmp_path: Path, monkeyp
     deep.joinpath(*["d"] * (DEEPEST + 1)).mkdir(parents=True)
     with pytest.raises(NotKept, match="deep"):
         seal(deep, ENOUGH)
+
+
+def test_small_files_count_as_what_they_take_on_the_disk(tmp_path: Path) -> None:
+    """190,000 files of a byte counted as 0.2 MB towards the cache's size, and took 780 MB."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for number in range(100):
+        (site / str(number)).write_bytes(b"x" * (number % 2))
+    assert seal(site, ENOUGH) == size_of(site, ENOUGH) == 100 * 4096
 
 
 def test_a_folder_s_size_counts_what_is_on_the_disk_and_not_what_links_point_to(tmp_path: Path) -> None:
@@ -129,6 +140,40 @@ def test_what_cannot_be_measured_counts_as_too_much(tmp_path: Path, monkeypatch:
     assert size_of(many, ENOUGH) <= ENOUGH
     (many / "3").touch()
     assert size_of(many, ENOUGH) > ENOUGH
+
+
+@pytest.mark.parametrize("mode", [0, 0o300, 0o400], ids=["closed", "not to be listed", "not to be entered"])
+@pytest.mark.parametrize("place", [".", "inside"])
+def test_what_is_closed_to_a_runner_without_root_counts_as_too_much(tmp_path: Path, place: str, mode: int) -> None:
+    """A build script that closed its folder was measured as nothing, whatever it wrote there."""
+    with unprivileged(tmp_path):
+        closed = Path("out") / place
+        closed.mkdir(parents=True)
+        (closed / "file").touch()
+        closed.chmod(mode)
+        taken = size_of(Path("out"), ENOUGH)
+        closed.chmod(0o700)
+    assert taken > ENOUGH
+
+
+def disk(**known: int) -> SimpleNamespace:
+    return SimpleNamespace(**{"f_bavail": 10, "f_frsize": 4096, "f_files": 1 << 20, "f_favail": 1 << 19} | known)
+
+
+def test_a_disk_has_room_for_the_largest_install_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = package_cache.MOST_FILES
+    for found, room in (
+        (disk(), True),
+        (disk(f_bavail=9), False),
+        (disk(f_favail=most), True),
+        (disk(f_favail=most - 1), False),
+        (disk(f_files=0, f_favail=0), True),
+    ):
+        monkeypatch.setattr(os, "statvfs", lambda _, found=found: found)
+        assert has_room(tmp_path, 10 * 4096) is room
+    monkeypatch.undo()
+    assert has_room(tmp_path, 1)
+    assert not has_room(tmp_path, 1 << 60)
 
 
 def test_what_was_used_longest_ago_goes_first_and_only_as_much_as_must(cache: PackageCache, tmp_path: Path) -> None:

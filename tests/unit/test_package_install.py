@@ -1,5 +1,6 @@
 """Protects what an install container gets to see: what it needs, readable; the index's password in its slot alone."""
 
+import dataclasses
 import os
 import stat
 import subprocess
@@ -49,6 +50,13 @@ def test_what_is_laid_out_can_be_read_by_any_user_and_the_password_stands_in_the
     holding = [path for path in place.path.rglob("*") if path.is_file() and b"canary-4c1d" in path.read_bytes()]
     assert [path.parent.name for path in holding] == ["slot"]
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o400 for path in holding)
+
+
+def test_a_disk_without_room_for_the_largest_install_is_noted_when_it_is_over(install: Install) -> None:
+    install._lay_out()
+    assert not install._evidence(None).disk_short
+    install.limits = dataclasses.replace(LIMITS, max_bytes=1 << 60)
+    assert install._evidence(None).disk_short
 
 
 def test_containers_of_installs_are_told_from_those_of_runs_and_of_other_runners(install: Install) -> None:

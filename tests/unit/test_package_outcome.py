@@ -59,10 +59,24 @@ def test_an_index_that_does_not_answer_is_nobody_s_fault(seen: InstallEvidence) 
     assert found.reason is Reason.FETCH_FAILED
 
 
+NO_SPACE = ("ERROR: Could not install packages: [Errno 28] No space left on device",)
+
+
 def test_a_full_disk_is_the_runner_s() -> None:
-    found = judge(evidence(1, lines=("ERROR: Could not install packages: [Errno 28] No space left on device",)))
+    found = judge(evidence(1, lines=NO_SPACE, disk_short=True))
     assert isinstance(found, Lost)
     assert found.reason is Reason.DISK_FULL
+
+
+def test_a_build_that_fills_its_own_scratch_space_is_not_tried_again() -> None:
+    found = judge(evidence(1, lines=NO_SPACE))
+    assert isinstance(found, RequirementsFailed)
+    assert "No space left" in found.message
+
+
+def test_a_short_disk_alone_is_no_reason() -> None:
+    assert isinstance(judge(evidence(1, disk_short=True)), RequirementsFailed)
+    assert judge(evidence(0, disk_short=True)) is None
 
 
 @pytest.mark.parametrize(

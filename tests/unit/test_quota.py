@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from services.runner import quota
 from services.runner.quota import Quota, excess
 from services.runner.settings import RunnerSettings
+from tests.unit.unprivileged import unprivileged
 
 KIB = 1024
 
@@ -77,11 +78,19 @@ def test_folders_as_deep_as_can_be_measured_and_one_deeper(out: Path) -> None:
     assert excess(out, Quota(1 << 30, 1000)) == "folders nested deeper than 64"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
-def test_a_folder_that_hides_what_it_holds_is_too_much(out: Path) -> None:
-    (out / "hidden").mkdir(mode=0)
-    assert "cannot be measured" in str(excess(out, Quota(1 << 30, 1000)))
-    (out / "hidden").chmod(0o700)
+@pytest.mark.parametrize("mode", [0, 0o300, 0o400], ids=["closed", "not to be listed", "not to be entered"])
+@pytest.mark.parametrize("place", [".", "hidden"])
+def test_a_folder_that_hides_what_it_holds_is_too_much(tmp_path: Path, place: str, mode: int) -> None:
+    """The script may write there on and on; the runner logged that it could not measure, and killed nobody."""
+    with unprivileged(tmp_path):
+        hidden = Path("out") / place
+        hidden.mkdir(parents=True)
+        (hidden / "file").touch()
+        hidden.chmod(mode)
+        found = excess(Path("out"), Quota(1 << 30, 1000))
+        hidden.chmod(0o700)
+        assert excess(Path("out"), Quota(1 << 30, 1000)) is None
+    assert found == "a folder that cannot be measured (Permission denied)"
 
 
 def test_a_folder_that_is_gone_holds_nothing(out: Path) -> None:

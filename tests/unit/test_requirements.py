@@ -4,6 +4,9 @@ import contextlib
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from pip._internal.req.req_file import preprocess
 
 from services.runner.package_index import destination
 from services.runner.requirements import (
@@ -116,6 +119,62 @@ def test_lines_stay_where_they_were_so_that_pip_names_the_right_one() -> None:
     assert read.split("\n") == ["", "", f"six==1.17.0 --hash=sha256:{SHA}", "", "", "tomli", "attrs", ""]
 
 
+def test_a_comment_is_not_continued_however_far_it_is_indented() -> None:
+    read = read_requirements("r.txt", b"  # note \\\nsix==1.17.0\nattrs\n", WHEELS)
+    assert read.split("\n") == ["", "six==1.17.0", "attrs", ""]
+
+
+def test_all_backslashes_at_the_end_of_a_continued_line_go() -> None:
+    assert read_requirements("r.txt", b"si\\\\\nx\n", WHEELS) == "six\n\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r"six @ https://files.example/x.whl?\ # c",
+        r"six @ https://files.example/x.whl\ # c",
+        r"six \ # c",
+        r"--pre \ #",
+    ],
+)
+def test_a_line_that_pip_would_join_with_the_next_is_refused(line: str) -> None:
+    with pytest.raises(RequirementsFailed, match="line 2: it ends in a backslash"):
+        read_requirements("r.txt", f"attrs\n{line}\ntomli\n".encode(), BUILDS)
+
+
+def as_pip_reads(content: str) -> list[tuple[int, str]]:
+    return [(number, " ".join(line.split())) for number, line in preprocess(content)]
+
+
+WORDS = (
+    "six",
+    "attrs==1",
+    "--pre",
+    "tomli @ https://files.example/a.whl",
+    "?",
+    "#",
+    " #",
+    "\\",
+    "\\ #",
+    "\\\n",
+    " ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\x0c",
+)
+
+
+@given(some.lists(some.sampled_from(WORDS), max_size=12).map("".join))
+@settings(max_examples=1000, deadline=None)
+def test_pip_reads_a_file_and_what_we_make_of_it_as_the_same_lines(content: str) -> None:
+    try:
+        ours = read_requirements("r.txt", content.encode(), BUILDS)
+    except RequirementsFailed:
+        return
+    assert as_pip_reads(ours) == as_pip_reads(content)
+
+
 def test_a_continuation_cannot_hide_an_option_nor_can_the_end_of_the_file() -> None:
     for text in ("six\\\n --index-url=https://elsewhere.example", "--index-\\\nurl https://elsewhere.example", "-e \\"):
         with pytest.raises(RequirementsFailed, match="line 1"):
@@ -179,6 +238,16 @@ def test_the_key_follows_image_contents_index_and_policy_and_not_names_nor_their
         a_set(policy=BUILDS, a=b"six\n", b=b"attrs\n"),
     ]
     assert len({first.key, *(other.key for other in others)}) == 6
+
+
+def test_what_pip_is_not_told_makes_no_other_set() -> None:
+    """Each comment made a set of its own: one tenant could fill the cache with copies of the same packages."""
+    first = a_set(a=b"six\nattrs\n")
+    alike = [b"# mine\nsix\n\nattrs", b"six # 1\r\n  attrs\n", b"six\\\n\nattrs\n# the end"]
+    assert {a_set(a=each).key for each in alike} == {first.key}
+    assert a_set(a=b"six\nattrs\n", b=b"# nothing\n", c=b"six\nattrs\n# again").key == first.key
+    assert a_set(a=b"six\n", b=b"attrs\n").key != first.key
+    assert a_set(a=b"attrs\nsix\n").key != first.key
 
 
 def test_nothing_is_installed_for_files_without_a_requirement() -> None:

@@ -13,7 +13,8 @@ from services.runner.seccomp import OWN, profile
 
 RULES: list[dict[str, Any]] = json.loads(OWN.read_text())["syscalls"]
 REFUSED = """
-    io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key userfaultfd bpf perf_event_open ptrace
+    io_uring_setup io_uring_enter io_uring_register io_setup io_submit io_getevents
+    io_pgetevents io_cancel io_destroy keyctl add_key request_key userfaultfd bpf perf_event_open ptrace
     process_vm_readv process_vm_writev process_madvise process_mrelease kcmp pidfd_getfd mount umount umount2 pivot_root
     move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr statmount listmount unshare setns
     name_to_handle_at open_by_handle_at chroot reboot kexec_load init_module finit_module delete_module swapon swapoff
