@@ -22,35 +22,37 @@ from tests.security.judging import ENOUGH_S, Pace, Span, judge_neighbour, pace_w
 from tests.security.stage import Recorder, Stage
 
 TRIES = 3
-ROUNDS = 4
-"""How many trainings it may take until one whose attack is soon over was attacked for long enough."""
-ALONE_S, BESIDE_S = 1.0, 3.0
+ALONE_S = 1.0
+BESIDE_S = (3.0, 6.0, 12.0)
+"""How long the trainings last beside an attack: there is another one while all of them were attacked for too short."""
 QUIET_CORES = 0.5
 """What everybody else on this machine may keep busy, while nothing of the suite runs, for a time to mean something."""
 WEIGHTS = "weights 40"
 STEP, BEGAN = "step at ", "attack at "
 
 
-TRAINING = Attack(
-    name="the neighbour",
-    script=f"""
-    import hashlib
-    until, hoard, step = time.monotonic() + {ALONE_S + BESIDE_S}, bytearray(32 << 20), 0
-    print("{STEP}%.6f" % time.time(), flush=True)
-    while time.monotonic() < until:
-        step += 1
-        hoard[step << 12 : (step + 1) << 12] = b"x" * 4096
-        hashlib.sha256(hoard).digest()
-        with open(METRICS, "a") as metrics:
-            metrics.write(json.dumps({{"name": "loss", "value": 1 / step, "step": step}}) + "\\n")
-        with open(f"{{OUT}}/state", "wb") as state:
-            state.write(hoard[: 1 << 20])
+def training(lasts_s: float) -> Attack:
+    """Write a training that hashes, writes and reports for some seconds, and stamps each of its steps."""
+    return Attack(
+        name="the neighbour",
+        script=f"""
+        import hashlib
+        until, hoard, step = time.monotonic() + {lasts_s}, bytearray(32 << 20), 0
         print("{STEP}%.6f" % time.time(), flush=True)
-    open(MODEL, "w").write("{WEIGHTS}")
-    """,
-    reasons=(None,),
-    timeout_s=120,
-)
+        while time.monotonic() < until:
+            step += 1
+            hoard[step << 12 : (step + 1) << 12] = b"x" * 4096
+            hashlib.sha256(hoard).digest()
+            with open(METRICS, "a") as metrics:
+                metrics.write(json.dumps({{"name": "loss", "value": 1 / step, "step": step}}) + "\\n")
+            with open(f"{{OUT}}/state", "wb") as state:
+                state.write(hoard[: 1 << 20])
+            print("{STEP}%.6f" % time.time(), flush=True)
+        open(MODEL, "w").write("{WEIGHTS}")
+        """,
+        reasons=(None,),
+        timeout_s=120,
+    )
 
 
 @dataclass
@@ -81,8 +83,8 @@ class Neighbourhood:
     async def _paces(self, attack: Attack, seen: list[Seen]) -> tuple[Pace, Pace]:
         """Train, alone and then beside the attack, until that was long enough; adds what was seen of its runs."""
         alone, beside = Pace(), Pace()
-        for _ in range(ROUNDS):
-            trained, released_at, runs = await self._round(attack)
+        for beside_s in BESIDE_S:
+            trained, released_at, runs = await self._round(attack, beside_s)
             seen += runs
             stamps = steps_of(trained)
             alone += pace_within(stamps, [(stamps[0], released_at)])
@@ -91,11 +93,11 @@ class Neighbourhood:
                 break
         return alone, beside
 
-    async def _round(self, attack: Attack) -> tuple[Seen, float, list[Seen]]:
+    async def _round(self, attack: Attack, beside_s: float) -> tuple[Seen, float, list[Seen]]:
         """Train once; what was seen of that, when the attack was let loose, and what was seen of the attack."""
         recorder, runs = Recorder(self.stage.client), list[Seen]()
         async with asyncio.TaskGroup() as group:
-            trains = group.create_task(self.stage.play(TRAINING, recorder))
+            trains = group.create_task(self.stage.play(training(ALONE_S + beside_s), recorder))
             began = group.create_task(recorder.printed.wait())
             await asyncio.wait((trains, began), return_when=asyncio.FIRST_COMPLETED)
             began.cancel()
