@@ -3,9 +3,35 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from schemas.events import AttemptLost
 from tests.security.case import Attack, Complaint, Kind, Probe, Seen
+
+Span = tuple[float, float]
+"""From when to when, in seconds of the clock that all containers of a host share."""
+MOST = 1.5
+"""How many times as long as alone a step of the neighbour may take (issue 5)."""
+ENOUGH_S = 1.0
+"""For how long attack and neighbour must have run side by side for its pace to mean something."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many steps a training made in how many seconds; parts of a step count."""
+
+    seconds: float = 0.0
+    steps: float = 0.0
+
+    def __add__(self, other: "Pace") -> "Pace":
+        """Take two measurements together."""
+        return Pace(self.seconds + other.seconds, self.steps + other.steps)
+
+    @property
+    def step_s(self) -> float:
+        """How long a step took."""
+        return self.seconds / self.steps
 
 
 def judge_attack(attack: Attack, seen: Seen, name: str) -> list[Complaint]:
@@ -24,6 +50,32 @@ def judge_probes(probes: Sequence[Probe], seen: Seen, prefix: str) -> list[Compl
             text = f"{outcome} instead of {' or '.join(sorted(probe.outcomes))}"
             complaints.append(Complaint(f"{prefix}{probe.name}", kind, text))
     return complaints
+
+
+def pace_within(stamps: Sequence[float], spans: Sequence[Span]) -> Pace:
+    """Measure what of a training lies within some spans, which do not overlap, by the stamps between its steps.
+
+    A step that lies partly within counts with that part, so that one which hung is not left out.
+
+    >>> pace_within([0.0, 1.0, 2.0, 4.0], [(1.0, 3.0)])
+    Pace(seconds=2.0, steps=1.5)
+    """
+    pace = Pace()
+    for began, ended in pairwise(stamps):
+        seconds = sum(max(0.0, min(ended, end) - max(began, start)) for start, end in spans)
+        pace += Pace(seconds, seconds / (ended - began) if seconds else 0.0)
+    return pace
+
+
+def judge_neighbour(alone: Pace, beside: Pace, name: str) -> list[Complaint]:
+    """Judge what a neighbour suffered by how long its steps took; where it was hardly attacked, that says nothing."""
+    if beside.seconds < ENOUGH_S or not alone.steps:
+        text = f"attack and neighbour ran side by side for {beside.seconds:.2f} s instead of {ENOUGH_S}"
+        return [Complaint(name, "suite broke", text)]
+    factor = beside.step_s / alone.step_s
+    if factor > MOST:
+        return [Complaint(name, "neighbour harmed", f"a step took {factor:.2f} times as long as alone")]
+    return []
 
 
 def _outcomes(seen: Seen) -> list[tuple[str, str]]:

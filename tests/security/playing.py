@@ -69,8 +69,8 @@ class Player:
         return judge_attack(attack, await self.stage.play(attack), name)
 
     async def _beside(self, attack: Attack, name: str) -> list[Complaint]:
-        seen, suffered = await self.neighbourhood.attacked_by(attack, name)
-        return judge_attack(attack, seen, name) + suffered
+        runs, suffered = await self.neighbourhood.attacked_by(attack, name)
+        return [wrong for seen in runs for wrong in judge_attack(attack, seen, name)] + suffered
 
     async def _probe(self, family: str, probes: Sequence[Probe]) -> list[Complaint]:
         return judge_probes(probes, await self.stage.probe(family, probes), f"{family}: ")
