@@ -14,6 +14,7 @@ from typing import Any
 class Told:
     """One answer that a client got: `accepted`, `refused` or `unknown` to a submission, `cancelling` to a cancellation.
 
+    `unanswered` are requests beside them (models, assets, cancellations) whose outcome nobody knows: no run is theirs.
     `script` names what was submitted (see `submitting.SCRIPTS`); `key` is the Idempotency-Key that it went under.
     """
 

@@ -74,7 +74,7 @@ async def check(evidence: Evidence) -> list[Violation]:
 def accepted_runs_exist(evidence: Evidence) -> Iterator[str]:
     """I1: every run that was answered 202 exists in the ledger; one key is one run, however often it was repeated.
 
-    So there are no more runs than keys: one that nobody was told of belongs to a key that never got an answer.
+    One that nobody was told of belongs to a training request that never got an answer, with a key of its own.
     """
     known = {event.run_id for event in evidence.stored if event.type == REQUESTED}
     runs_of: dict[str, set[str]] = defaultdict(set)
@@ -85,10 +85,10 @@ def accepted_runs_exist(evidence: Evidence) -> Iterator[str]:
     for key, runs in runs_of.items():
         if len(runs) > 1:
             yield f"the key {key} was answered with different runs: {', '.join(sorted(runs))}"
-    untold = known - {str(told.run_id) for told in evidence.accepted}
-    unanswered = {told.key for told in evidence.told if told.outcome == "unknown"} - set(runs_of)
-    if len(untold) > len(unanswered):
-        yield f"{len(untold)} runs that nobody was told of, {len(unanswered)} keys without an answer: {_some(untold)}"
+    unanswered = _unanswered_keys(evidence)
+    for model_id, untold in _untold_runs(evidence).items():
+        if len(untold) > len(keys := unanswered[model_id]):
+            yield f"{model_id}: nobody was told of {_some(untold)}, {len(keys)} keys were left without an answer"
 
 
 def accepted_runs_end_once_and_in_time(evidence: Evidence) -> Iterator[str]:
@@ -254,6 +254,25 @@ INVARIANTS: dict[str, Callable[[Evidence], Iterable[str]]] = {
 
 def _once(told: Iterable[Told]) -> list[Told]:
     return list({each.run_id: each for each in told}.values())
+
+
+def _untold_runs(evidence: Evidence) -> dict[str, set[str]]:
+    """The runs that nobody was told of, by the model that they train."""
+    told, untold = {str(each.run_id) for each in evidence.accepted}, defaultdict(set)
+    for event in evidence.stored:
+        if event.type == REQUESTED and event.run_id not in told:
+            untold[str(event.data.get("model_id"))].add(event.run_id)
+    return untold
+
+
+def _unanswered_keys(evidence: Evidence) -> dict[str, set[str]]:
+    """The keys of training requests that never got a definite answer, by the model that they were to train."""
+    answered = {told.key for told in evidence.told if told.outcome in ("accepted", "refused")}
+    unanswered: dict[str, set[str]] = defaultdict(set)
+    for told in evidence.told:
+        if told.outcome == "unknown" and told.key not in answered:
+            unanswered[told.model_id].add(told.key)
+    return unanswered
 
 
 def _runs(evidence: Evidence) -> list[str]:
