@@ -5,6 +5,7 @@ Owns the options of every client and the creation of topics; never consumes or p
 
 import ssl
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -18,6 +19,9 @@ from services.backbone.settings import ServiceSettings
 KEEP_FOR_EVER_MS = -1
 MAX_RECORD_BYTES = 4 << 20
 SEGMENT_MS = 10 * 60 * 1000
+LONGEST_SEGMENT = timedelta(hours=12)
+"""Kafka deletes whole segments, once the newest record is older than the retention: a record may stay for so much
+longer. Kafka's own 7 days would let a RunQueued outlive what the runners remember (`JOURNAL_KEPT`, 8 days)."""
 
 
 def client_options(settings: ServiceSettings) -> dict[str, Any]:
@@ -80,6 +84,8 @@ def _new_topic(topic: Topic, replication: int) -> NewTopic:
         "min.insync.replicas": str(max(1, replication - 1)),
         "max.message.bytes": str(MAX_RECORD_BYTES),
     }
+    if topic.retention is not None:
+        configs["segment.ms"] = str(int(LONGEST_SEGMENT.total_seconds() * 1000))
     if topic.compacted:  # only closed segments are compacted, and these topics are read from the start
         configs |= {"segment.ms": str(SEGMENT_MS), "min.cleanable.dirty.ratio": "0.1"}
     return NewTopic(topic.name, topic.partitions, replication, topic_configs=configs)
