@@ -90,20 +90,20 @@ def let_a_day_pass(chaos: Chaos) -> None:
 
 
 async def gather(chaos: Chaos, witnesses: Witnesses) -> Evidence:
-    """Collect everything that a running system shows."""
+    """Collect everything that a running system shows; containers of other systems on its engine are left out."""
     records = await _all_records(chaos)
     versions = [VersionRow(*row.values()) for row in await _rows(chaos, SELECT_VERSIONS)]
     stored = [_event(row) for row in await _rows(chaos, SELECT_EVENTS)]
     verified = await verify(chaos.postgres.admin_url)
     epochs = await _rows(chaos, "SELECT max(epoch) AS epoch FROM ledger.broker_epochs")
-    options = chaos.options
+    options, runners = chaos.options, chaos.runner_ids()
     return Evidence(
         terms=Terms(options.lease_s, options.heartbeat_s),
         told=witnesses.book.lines,
-        lifetimes=witnesses.observer.lifetimes(),
+        lifetimes=[each for each in witnesses.observer.lifetimes() if each.runner_id in runners.values()],
         outages=witnesses.outages,
         faults_stopped=witnesses.faults_stopped,
-        runners=chaos.runner_ids(),
+        runners=runners,
         stored=stored,
         tables=await _tables(chaos),
         audit=[tuple(row) for row in await _rows(chaos, "SELECT run_id, action FROM ledger.audit_entries")],
