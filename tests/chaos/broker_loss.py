@@ -165,6 +165,7 @@ async def _lose(chaos: Chaos, outcome: Outcome, say: Say) -> Outage:
     async with asyncio.timeout(RESTART_TIMEOUT_S):
         while chaos.restarts["kafka"] == restarts:  # noqa: ASYNC110 - a child has no event to wait for
             await asyncio.sleep(POLL_S)
+    back = time.time()
     kafka = ServiceSettings(kafka_bootstrap_servers=chaos.kafka.bootstrap_servers)
     retold = await republish_open_runs(chaos.postgres.admin_url, kafka)
     await chaos.ready()
@@ -172,7 +173,7 @@ async def _lose(chaos: Chaos, outcome: Outcome, say: Say) -> Outage:
     outcome.recoveries_s.append(time.monotonic() - at)
     took_s = time.monotonic() - at
     say(f"told {retold.cluster_id} {retold.events} events of {retold.runs} runs; ready after {took_s:.1f} s")
-    return Outage("kafka", "killed", began, time.time())
+    return Outage("kafka", "killed", began, time.time(), back)
 
 
 async def _reset_at_rest(chaos: Chaos, book: Book, say: Say) -> int:

@@ -48,12 +48,16 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """A part that could not work: a service, `postgres`, `kafka` or `engine`; `how`: `killed`, `halted`, `cut_off`."""
+    """A part that could not work: a service, `postgres`, `kafka` or `engine`; `how`: `killed`, `halted`, `cut_off`.
+
+    It ended when all that needs it was well again; a server itself answered at `back` already (None: only then).
+    """
 
     part: str
     how: str
     began: float
     ended: float
+    back: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,8 +256,34 @@ async def test_i9_an_attempt_that_was_replaced_needs_a_cause() -> None:
     assert "I9" in await broken(elsewhere)
     long_before = replace(HONEST, outages=(Outage("runner", "cut_off", 10.0, 60.0),))
     assert "I9" in await broken(long_before)
-    without_a_broker = replace(HONEST, outages=(Outage("kafka", "killed", 100.0, 108.0),))
-    assert "I9" not in await broken(without_a_broker)
+
+
+REPLACED_AT, LEASE_S = 112.0, 7.0
+
+
+@pytest.mark.parametrize(
+    ("broker", "breaks"),
+    [
+        (Outage("kafka", "killed", 90.0, 113.0, back=REPLACED_AT - LEASE_S), set()),
+        (Outage("kafka", "killed", 90.0, 104.0, back=99.0), set()),
+        (Outage("kafka", "killed", 90.0, 113.0, back=REPLACED_AT - 1), {"I3", "I9"}),
+        (Outage("kafka", "killed", 90.0, 130.0, back=125.0), {"I3", "I9"}),
+        (Outage("kafka", "killed", 70.0, 95.0, back=90.0), {"I3", "I9"}),
+        (Outage("kafka", "killed", REPLACED_AT - LEASE_S, 110.0, back=108.0), set()),
+        (Outage("kafka", "killed", REPLACED_AT - LEASE_S, 113.0, back=111.0), {"I3", "I9"}),
+    ],
+    ids=[
+        "a runner that was silent a lease after it",
+        "one that was not well after all",
+        "as soon as it is back",
+        "while it is down",
+        "when all were well again long ago",
+        "an outage of less than a gap",
+        "an outage of more than a gap",
+    ],
+)
+async def test_a_broker_that_is_down_is_no_cause_to_lose_a_runner(broker: Outage, breaks: set[str]) -> None:
+    assert await broken(replace(HONEST, outages=(broker,))) == breaks
 
 
 async def test_i10_a_container_that_is_left() -> None:
