@@ -24,7 +24,7 @@ from services.backbone.settings import ServiceSettings
 from services.cli.republish import Retold, republish_open_runs
 from services.runner.dispatch import partition_of
 from tests.chaos.evidence import Evidence, Outage
-from tests.chaos.gathering import Witnesses, at_rest, duplicates, gather, gather_after, open_runs
+from tests.chaos.gathering import Witnesses, at_rest, duplicates, gather, gather_after, let_a_day_pass, open_runs
 from tests.chaos.harness import Chaos, ChaosOptions, chaos_system
 from tests.chaos.invariants import Violation, check
 from tests.chaos.observing import Observer
@@ -96,7 +96,7 @@ async def lose_the_broker(options: LossOptions, say: Say = lambda line: None) ->
     canary = f"canary{Random(options.seed).getrandbits(160):040x}"
     todo = orders(Random(options.seed), options.runs, canary)
     outcome, book = Outcome([], [], [], []), Book(options.folder / "told.jsonl")
-    system = ChaosOptions(environment={"RUNYARD_BROKER_CHECK_S": "1"})
+    system = ChaosOptions(environment={"RUNYARD_BROKER_CHECK_S": "1", "RUNYARD_SWEEP_EVERY_S": "5"})
     options.folder.mkdir(parents=True, exist_ok=True)
     async with chaos_system(options.folder / "data", system) as chaos:
         observer, outages = Observer(chaos.docker_host), list[Outage]()
@@ -116,6 +116,7 @@ async def lose_the_broker(options: LossOptions, say: Say = lambda line: None) ->
                 await _until_some_ended(chaos, book, live - max(1, (options.runs - options.open_at_least) // 4))
             await submitting
             stopped = time.time()
+            let_a_day_pass(chaos)
             rest = await at_rest(chaos, book, DRAIN_S)
             say(f"at rest: {rest}; every group goes back to offset 0")
             outcome.changed_by_reset = await _reset_at_rest(chaos, book, say)
