@@ -7,6 +7,7 @@ loss, and once more at rest, when nothing may change. Exit code 1 with the viola
 
 import argparse
 import asyncio
+import contextlib
 import shutil
 import sys
 import time
@@ -25,7 +26,7 @@ from services.cli.republish import Retold, republish_open_runs
 from services.runner.dispatch import partition_of
 from tests.chaos.evidence import Evidence, Outage
 from tests.chaos.gathering import Witnesses, at_rest, duplicates, gather, gather_after, let_a_day_pass, open_runs
-from tests.chaos.harness import Chaos, ChaosOptions, chaos_system
+from tests.chaos.harness import SERVICES, Chaos, ChaosOptions, chaos_system
 from tests.chaos.invariants import Violation, check
 from tests.chaos.observing import Observer
 from tests.chaos.soak import Say
@@ -79,7 +80,7 @@ class LossOptions:
 class Outcome:
     """What came of it. `open_at_losses` are the accepted runs that had not ended when each broker was lost.
 
-    `open_at_reset` are those that had not ended while every group went back to offset 0: when it had.
+    `open_at_reset` are those that had not when every group was back at offset 0, and no service there again yet.
     """
 
     open_at_losses: list[int]
@@ -110,9 +111,8 @@ async def lose_the_broker(options: LossOptions, say: Say = lambda line: None) ->
                 outcome.open_at_losses.append(live)
                 outages.append(await _lose(chaos, outcome, say))
                 if number == 0:
-                    outages += await _reset_all(chaos, say)
-                    outcome.open_at_reset = len(await open_runs(chaos, book))
-                    say(f"every group was reset, and {outcome.open_at_reset} runs are open still")
+                    outages += await _reset_at_once(chaos, book, outcome)
+                    say(f"read again from offset 0: all groups at once, with {outcome.open_at_reset} runs open")
                 await _until_some_ended(chaos, book, live - max(1, (options.runs - options.open_at_least) // 4))
             await submitting
             stopped = time.time()
@@ -177,24 +177,33 @@ async def _lose(chaos: Chaos, outcome: Outcome, say: Say) -> Outage:
     return Outage("kafka", "killed", began, time.time(), back)
 
 
+async def _reset_at_once(chaos: Chaos, book: Book, outcome: Outcome) -> list[Outage]:
+    """Kill every service while runs are open, reset every group, let all come back and read to where they were."""
+    groups, began = [*GROUPS, *_dispatch_groups(chaos)], time.time()
+    with contextlib.ExitStack() as held:
+        for name in SERVICES:
+            held.enter_context(chaos.holding(name))
+            chaos.services[name].kill()
+        for group in groups:
+            await _commit_offset_0(chaos, group)
+        outcome.open_at_reset = len(await open_runs(chaos, book))
+    await chaos.ready()
+    outages = [Outage(name, "killed", began, time.time()) for name in SERVICES]
+    await _until_read_again(chaos, groups)
+    return outages
+
+
 async def _reset_at_rest(chaos: Chaos, book: Book, say: Say) -> int:
-    """Reset every group when nothing moves any more; returns how many rows are different afterwards."""
+    """Reset every group, service by service, when nothing moves; returns how many rows are different afterwards."""
     before = await gather(chaos, Witnesses(book, Observer(chaos.docker_host)))
-    await _reset_all(chaos, say)
+    groups = [*GROUPS, *_dispatch_groups(chaos)]
+    for group in groups:
+        await _reset(chaos, group)
+        say(f"group {group.name}, {group.topic.name}: at offset 0")
+    await chaos.ready()
+    await _until_read_again(chaos, groups)
     after = await gather(chaos, Witnesses(book, Observer(chaos.docker_host)))
     return _differences(before, after)
-
-
-async def _reset_all(chaos: Chaos, say: Say) -> list[Outage]:
-    """Set every group back to offset 0, service by service, and wait until all that stood there has been read again."""
-    groups = [*GROUPS, *_dispatch_groups(chaos)]
-    outages = [await _reset(chaos, group) for group in groups]
-    await chaos.ready()
-    async with asyncio.timeout(RESTART_TIMEOUT_S):
-        for group in groups:
-            await _until_read_again(chaos, group)
-    say(f"read again from offset 0: {', '.join(f'{each.name} {each.topic.name}' for each in groups)}")
-    return outages
 
 
 def _dispatch_groups(chaos: Chaos) -> list[Group]:
@@ -204,16 +213,14 @@ def _dispatch_groups(chaos: Chaos) -> list[Group]:
     ]
 
 
-async def _reset(chaos: Chaos, group: Group) -> Outage:
+async def _reset(chaos: Chaos, group: Group) -> None:
     """Kill the service, take its place in the group, commit the beginning, and let the service come back."""
-    began, restarts = time.time(), chaos.restarts[group.service]
+    restarts = chaos.restarts[group.service]
     with chaos.holding(group.service):
         chaos.services[group.service].kill()
         await _commit_offset_0(chaos, group)
     while chaos.restarts[group.service] == restarts:  # noqa: ASYNC110
         await asyncio.sleep(POLL_S)
-    await chaos.ready(group.service)
-    return Outage(group.service, "killed", began, time.time())
 
 
 async def _commit_offset_0(chaos: Chaos, group: Group) -> None:
@@ -240,8 +247,14 @@ async def _commit_offset_0(chaos: Chaos, group: Group) -> None:
         await consumer.stop()
 
 
-async def _until_read_again(chaos: Chaos, group: Group) -> None:
-    """Wait until a group has read and committed all that stands on its partitions now; more may come meanwhile."""
+async def _until_read_again(chaos: Chaos, groups: Sequence[Group]) -> None:
+    """Wait until each group has read and committed all that stands on its partitions now; more may come meanwhile."""
+    async with asyncio.timeout(RESTART_TIMEOUT_S):
+        for group in groups:
+            await _until_at_end(chaos, group)
+
+
+async def _until_at_end(chaos: Chaos, group: Group) -> None:
     consumer = AIOKafkaConsumer(
         bootstrap_servers=chaos.kafka.bootstrap_servers, group_id=group.name, enable_auto_commit=False
     )
