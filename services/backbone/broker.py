@@ -3,13 +3,14 @@
 Offsets, and outbox rows that are marked sent, mean nothing to another cluster: one that answers in its place, since
 the data of the first was lost, has never heard of the runs. So a service joins the cluster that its schema names, holds
 a shared lock on that name while it works, and waits while another one answers, until `runyard replay --open-runs` has
-told that one what it must know, and has named it. The first cluster ever is taken as it is. A cluster that has lost its
+told that one what it must know, and has named it. The first cluster ever is taken as it is, unless it makes topics by
+itself or has some with other partitions than ours: then everybody waits for an operator. A cluster that has lost its
 topics and kept its id cannot be told apart from before, so nobody works with it until it has a new one.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -21,7 +22,7 @@ from schemas.topics import RUNS, TOPICS, Topic
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import BrokerReplaced, TransientError, is_transient
 from services.backbone.health import Health
-from services.backbone.kafka import client_options, ensure_topics
+from services.backbone.kafka import client_options, ensure_topics, partitions_of, why_it_makes_topics, why_unfit
 from services.backbone.postgres import Connection, open_connection
 from services.backbone.retry import until_it_works
 from services.backbone.settings import ServiceSettings
@@ -52,7 +53,9 @@ class Broker:
         self._health.failing(PART, "Kafka or PostgreSQL has not answered yet")
         while True:
             found = await until_it_works("kafka", lambda: describe(self._settings))
-            why_not = await until_it_works("postgres", lambda found=found: self._lock(found))  # type: ignore[misc]
+            why_not = await self._unfit(found)
+            if why_not is None:
+                why_not = await until_it_works("postgres", lambda found=found: self._lock(found))  # type: ignore[misc]
             if why_not is None:
                 self.cluster_id = found.cluster_id
                 self._health.ok(PART, f"cluster {self.cluster_id}")
@@ -79,6 +82,11 @@ class Broker:
         if connection is not None:
             with contextlib.suppress(OSError, asyncpg.InterfaceError, TimeoutError):
                 await connection.close(timeout=CLOSE_TIMEOUT_S)
+
+    async def _unfit(self, found: "Cluster") -> str | None:
+        """Say why nobody may work with a cluster, whoever it is."""
+        problem = why_unfit(found.topics, TOPICS)
+        return problem or await until_it_works("kafka", lambda: why_it_makes_topics(self._settings))
 
     async def _still_held(self, found: "Cluster") -> bool:
         """Whether the lock is held; after the connection broke it is taken again, if it is there to be taken."""
@@ -164,10 +172,10 @@ async def name_cluster(connection: Connection, schemas: Sequence[str], cluster: 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The Kafka cluster that answers, and the topics that it has."""
+    """The Kafka cluster that answers, and the topics that it has, with the number of their partitions."""
 
     cluster_id: str
-    topics: frozenset[str]
+    topics: Mapping[str, int]
 
     @property
     def has_history(self) -> bool:
@@ -184,7 +192,7 @@ async def cluster_with(settings: ServiceSettings, topics: Sequence[Topic]) -> st
     """Wait until a cluster answers that has these topics; returns its id."""
     while True:
         found = await until_it_works("kafka", lambda: describe(settings))
-        missing = sorted({topic.name for topic in topics} - found.topics)
+        missing = sorted({topic.name for topic in topics} - set(found.topics))
         if not missing:
             return found.cluster_id
         log.info("waiting_for_topics", cluster_id=found.cluster_id, missing=missing)
@@ -210,7 +218,7 @@ async def describe(settings: ServiceSettings) -> Cluster:
     admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=REQUEST_TIMEOUT_MS)
     try:
         await admin.start()
-        topics = frozenset(await admin.list_topics())
+        topics = await partitions_of(admin)
         return Cluster(str((await admin.describe_cluster())["cluster_id"]), topics)
     except KafkaError as error:
         raise TransientError(repr(error)) from error

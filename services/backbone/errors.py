@@ -8,6 +8,7 @@
     ├── TooMuchPoison           so many that the consumer stops and says so
     ├── Stuck                   a part stands still though nothing keeps it from working: the process ends
     ├── BrokerReplaced          another Kafka cluster answers: the process ends, and its next start waits for it
+    ├── TopicsUnfit             a topic is there with other partitions than the contract's: somebody has to decide
     ├── ObjectMissing           no object of that key
     ├── ObjectExists            an object of that key is there already
     └── SealBroken              sealed bytes that this key and subject do not open
@@ -48,6 +49,10 @@ class Stuck(BackboneError):
 
 class BrokerReplaced(BackboneError):
     """Another cluster answers now: the process ends, and its next start waits until that one is named."""
+
+
+class TopicsUnfit(BackboneError):
+    """A topic has other partitions than ours, so runs would lose their order; the text says what to do."""
 
 
 class ObjectMissing(BackboneError):

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -21,7 +21,6 @@ from tests.chaos.crash_arming import Armory, Kill, NeverReached, armed_in
 from tests.chaos.crash_places import Place, all_places
 from tests.chaos.crash_scenarios import SCENARIOS, Scenario, covered
 from tests.chaos.crash_scenes import PACKAGE, Stage
-from tests.chaos.evidence import Evidence
 from tests.chaos.gathering import Witnesses, at_rest, gather, gather_after, let_a_day_pass, open_runs
 from tests.chaos.harness import ChaosOptions, chaos_system
 from tests.chaos.invariants import check
@@ -83,7 +82,7 @@ async def _campaign(folder: Path, rounds: int, scenarios: Sequence[Scenario], in
         deaths = armory.unexplained_deaths()
         wrong += [f"the {name} died {count} times more than it was killed" for name, count in deaths.items()]
         witnesses = Witnesses(book, observer, armory.outages(), stopped, (stage.canary,))
-        evidence = _ours(await gather(chaos, witnesses))
+        evidence = await gather(chaos, witnesses)
     wrong += [str(violation) for violation in await check(gather_after(evidence, chaos))]
     return Outcome(armory.kills, wrong, len(book.accepted()), time.monotonic() - began)
 
@@ -92,12 +91,6 @@ def _begun_at(scenarios: Sequence[Scenario], first: int) -> Sequence[Scenario]:
     """Begin elsewhere in each round, so that other scenarios meet."""
     first %= len(scenarios)
     return [*scenarios[first:], *scenarios[:first]]
-
-
-def _ours(evidence: Evidence) -> Evidence:
-    """Leave out containers of other systems on the same engine."""
-    own = set(evidence.runners.values())
-    return replace(evidence, lifetimes=[each for each in evidence.lifetimes if each.runner_id in own])
 
 
 async def _round(stage: Stage, scenarios: Sequence[Scenario]) -> list[str]:

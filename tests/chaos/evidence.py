@@ -14,6 +14,7 @@ from typing import Any
 class Told:
     """One answer that a client got: `accepted`, `refused` or `unknown` to a submission, `cancelling` to a cancellation.
 
+    `unanswered` are requests beside them (models, assets, cancellations) whose outcome nobody knows: no run is theirs.
     `script` names what was submitted (see `submitting.SCRIPTS`); `key` is the Idempotency-Key that it went under.
     """
 
@@ -47,12 +48,16 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """A part that could not work: a service, `postgres`, `kafka` or `engine`; `how`: `killed`, `halted`, `cut_off`."""
+    """A part that could not work: a service, `postgres`, `kafka` or `engine`; `how`: `killed`, `halted`, `cut_off`.
+
+    It ended when all that needs it was well again; a server itself answered at `back` already (None: only then).
+    """
 
     part: str
     how: str
     began: float
     ended: float
+    back: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

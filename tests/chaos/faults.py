@@ -23,6 +23,8 @@ RECOVERY_TIMEOUT_S = 180.0
 HALTS = tuple(f"halt {name}" for name in ("runner", "scheduler", "auditor", "api", "runner-2"))
 SERVERS = ("kill postgres", "kill kafka", "stop kafka", "kill engine", "stop engine")
 CUTS = ("refuse runner-2", "silence runner-2")
+LONGER_THAN_A_LEASE = (*HALTS, *CUTS, "kill kafka")
+"""What is away for so long loses its runs; Kafka, which is the silence of all, loses nobody's."""
 ONCE_EACH = ("kill postgres", "halt runner", "kill kafka", "refuse runner-2", "kill engine", "halt scheduler")
 """What even a short soak has; the others follow."""
 
@@ -51,7 +53,7 @@ def plan(random: Random, duration_s: float, lease_s: float, *, engine: bool) -> 
     Args:
         random: the seed's.
         duration_s: when it is over; what lasts ends a little later.
-        lease_s: what is halted or cut off is so for longer than this.
+        lease_s: what is halted or cut off is so for longer than this; so is Kafka when it is killed.
         engine: whether there is an engine that may be broken.
     """
     faults, at = [], QUIET_AT_FIRST_S
@@ -61,7 +63,7 @@ def plan(random: Random, duration_s: float, lease_s: float, *, engine: bool) -> 
     for what in _in_turn(random):
         if not engine and what.endswith("engine"):
             continue
-        lasts = lease_s + random.uniform(1, 6) if what in HALTS + CUTS else random.choice((0.0, 1.0, 4.0))
+        lasts = lease_s + random.uniform(1, 6) if what in LONGER_THAN_A_LEASE else random.choice((0.0, 1.0, 4.0))
         faults.append(Fault(at, what, lasts))
         if (at := at + random.uniform(*BIG_ONES_EVERY_S)) > duration_s:
             break
@@ -92,6 +94,7 @@ class Breaker:
         self._chaos = chaos
         self._say = say
         self._busy: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._back: dict[str, float] = {}
 
     async def carry_out(self, faults: Sequence[Fault]) -> None:
         """Break everything at its time; returns when all of it has recovered."""
@@ -146,6 +149,7 @@ class Breaker:
                 await asyncio.sleep(fault.lasts_s)
             mended()
             await self._restarted(part, restarts)
+            self._back[part] = time.time()
             await chaos.ready(timeout_s=RECOVERY_TIMEOUT_S)
 
     async def _end_server(self, fault: Fault) -> None:
@@ -176,5 +180,5 @@ class Breaker:
         try:
             yield mended
         finally:
-            self.outages.append(Outage(fault.part, how, began, time.time()))
+            self.outages.append(Outage(fault.part, how, began, time.time(), self._back.pop(fault.part, None)))
             self.recoveries[fault.what].append(time.monotonic() - mended_at)

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,19 @@ from tests.chaos.evidence import (
     VersionRow,
 )
 from tests.chaos.harness import RUNNERS, Chaos
-from tests.chaos.observing import RUN, RUNNER, Observer
+from tests.chaos.observing import RUNNER, Observer
 from tests.chaos.submitting import Book
 
 POLL_S = 0.5
 OUTBOXES = ("registry", "scheduling")
 SCHEMAS = ("registry", "scheduling", "ledger")
 ENDED = ("succeeded", "failed", "cancelled")
+OWNED = ("uploads", "variables", "checkpoints")
+"""Kinds of objects that go away with what they belong to; contents may stay for others."""
+STAGED = "*#*"
+"""How a local store names what is being written."""
+MAKING = ("runs/*", "cache/*.part", "packages/making/*", "packages/ready/*.part")
+"""What a runner's work folder holds only while something goes on."""
 LEFT_AT_REST_S = 100.0
 """Runners sweep once a minute what they could not remove at once."""
 
@@ -82,28 +88,27 @@ async def open_runs(chaos: Chaos, book: Book) -> list[str]:
 
 def let_a_day_pass(chaos: Chaos) -> None:
     """Make what killed uploads and refused submissions left look a day old, which is when the api sweeps it."""
-    moment = time.time() - 2 * 24 * 3600
-    for kind in ("uploads", "variables", "checkpoints"):
-        for path in (chaos.data_dir.path / "objects" / kind).rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(path, (moment, moment))
+    moment, objects = time.time() - 2 * 24 * 3600, chaos.data_dir.path / "objects"
+    for path in [*objects.rglob(STAGED), *(path for kind in OWNED for path in (objects / kind).rglob("*"))]:
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path, (moment, moment))
 
 
 async def gather(chaos: Chaos, witnesses: Witnesses) -> Evidence:
-    """Collect everything that a running system shows."""
+    """Collect everything that a running system shows; containers of other systems on its engine are left out."""
     records = await _all_records(chaos)
     versions = [VersionRow(*row.values()) for row in await _rows(chaos, SELECT_VERSIONS)]
     stored = [_event(row) for row in await _rows(chaos, SELECT_EVENTS)]
     verified = await verify(chaos.postgres.admin_url)
     epochs = await _rows(chaos, "SELECT max(epoch) AS epoch FROM ledger.broker_epochs")
-    options = chaos.options
+    options, runners = chaos.options, chaos.runner_ids()
     return Evidence(
         terms=Terms(options.lease_s, options.heartbeat_s),
         told=witnesses.book.lines,
-        lifetimes=witnesses.observer.lifetimes(),
+        lifetimes=[each for each in witnesses.observer.lifetimes() if each.runner_id in runners.values()],
         outages=witnesses.outages,
         faults_stopped=witnesses.faults_stopped,
-        runners=chaos.runner_ids(),
+        runners=runners,
         stored=stored,
         tables=await _tables(chaos),
         audit=[tuple(row) for row in await _rows(chaos, "SELECT run_id, action FROM ledger.audit_entries")],
@@ -277,17 +282,25 @@ def _stored_digest(chaos: Chaos, sha256: str) -> str | None:
 
 async def _leftovers(chaos: Chaos) -> list[str]:
     """Find what no run needs any more, in words: containers, volumes, mounts, folders, objects of ended runs."""
-    places = [place for name in RUNNERS for place in (chaos.work_dir(name) / "runs", chaos.slots(name))]
-    folders = [path for place in places for path in place.glob("*")]
-    objects = chaos.data_dir.path / "objects"
-    kinds = ("uploads", "variables", "checkpoints")
-    parts = [path for kind in kinds for path in (objects / kind).rglob("*") if path.is_file()]
+    slots = [path for name in RUNNERS for path in chaos.slots(name).glob("*")]
     return [
         *await asyncio.to_thread(_containers, chaos),
         *_mounts(chaos),
-        *(f"folder {path}" for path in folders),
-        *(f"object {path}" for path in parts),
+        *(f"folder {path}" for path in slots),
+        *left_in_work_folders(map(chaos.work_dir, RUNNERS)),
+        *left_in_the_store(chaos.data_dir.path / "objects"),
     ]
+
+
+def left_in_work_folders(work_folders: Iterable[Path]) -> list[str]:
+    """Find what runners have not finished: folders of runs and of installs, halves of what their caches take in."""
+    return [f"folder {path}" for work in work_folders for pattern in MAKING for path in sorted(work.glob(pattern))]
+
+
+def left_in_the_store(objects: Path) -> list[str]:
+    """Find what belongs to no open run: half-written files of any kind, and whatever goes with its owner."""
+    owned = {path for kind in OWNED for path in (objects / kind).rglob("*") if path.is_file()}
+    return [f"object {path}" for path in sorted(owned | set(objects.rglob(STAGED)))]
 
 
 def _containers(chaos: Chaos) -> list[str]:
@@ -295,7 +308,7 @@ def _containers(chaos: Chaos) -> list[str]:
     client = docker.DockerClient(base_url=host, version="auto") if host else docker.from_env()
     with contextlib.closing(client):
         own = set(chaos.runner_ids().values())
-        found = client.api.containers(all=True, filters={"label": RUN})
+        found = client.api.containers(all=True, filters={"label": RUNNER})  # those of runs, and those of installs
         left = [f"container {each['Names'][0]}" for each in found if each["Labels"].get(RUNNER) in own]
         volumes = client.api.volumes().get("Volumes") if chaos.engine is not None else None
         return left + [f"volume {volume['Name']}" for volume in volumes or ()]

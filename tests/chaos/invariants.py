@@ -51,6 +51,8 @@ SIGNALLED = {137, 143}
 SLACK_S = 3.0
 """How far two stamps of one moment may lie apart on a busy machine."""
 CHUNK_BYTES = 1 << 20
+GAP_BEATS = 4
+"""A broker that is away for fewer heartbeats is no gap (3 of them are jitter): silence goes on counting meanwhile."""
 DEAD = {"killed", "halted"}
 """A runner that is dead kills nothing; when it is back it may, before it says that it is ready, obey a revocation."""
 
@@ -74,7 +76,7 @@ async def check(evidence: Evidence) -> list[Violation]:
 def accepted_runs_exist(evidence: Evidence) -> Iterator[str]:
     """I1: every run that was answered 202 exists in the ledger; one key is one run, however often it was repeated.
 
-    So there are no more runs than keys: one that nobody was told of belongs to a key that never got an answer.
+    One that nobody was told of belongs to a training request that never got an answer, with a key of its own.
     """
     known = {event.run_id for event in evidence.stored if event.type == REQUESTED}
     runs_of: dict[str, set[str]] = defaultdict(set)
@@ -85,10 +87,10 @@ def accepted_runs_exist(evidence: Evidence) -> Iterator[str]:
     for key, runs in runs_of.items():
         if len(runs) > 1:
             yield f"the key {key} was answered with different runs: {', '.join(sorted(runs))}"
-    untold = known - {str(told.run_id) for told in evidence.accepted}
-    unanswered = {told.key for told in evidence.told if told.outcome == "unknown"} - set(runs_of)
-    if len(untold) > len(unanswered):
-        yield f"{len(untold)} runs that nobody was told of, {len(unanswered)} keys without an answer: {_some(untold)}"
+    unanswered = _unanswered_keys(evidence)
+    for model_id, untold in _untold_runs(evidence).items():
+        if len(untold) > len(keys := unanswered[model_id]):
+            yield f"{model_id}: nobody was told of {_some(untold)}, {len(keys)} keys were left without an answer"
 
 
 def accepted_runs_end_once_and_in_time(evidence: Evidence) -> Iterator[str]:
@@ -256,6 +258,25 @@ def _once(told: Iterable[Told]) -> list[Told]:
     return list({each.run_id: each for each in told}.values())
 
 
+def _untold_runs(evidence: Evidence) -> dict[str, set[str]]:
+    """The runs that nobody was told of, by the model that they train."""
+    told, untold = {str(each.run_id) for each in evidence.accepted}, defaultdict(set)
+    for event in evidence.stored:
+        if event.type == REQUESTED and event.run_id not in told:
+            untold[str(event.data.get("model_id"))].add(event.run_id)
+    return untold
+
+
+def _unanswered_keys(evidence: Evidence) -> dict[str, set[str]]:
+    """The keys of training requests that never got a definite answer, by the model that they were to train."""
+    answered = {told.key for told in evidence.told if told.outcome in ("accepted", "refused")}
+    unanswered: dict[str, set[str]] = defaultdict(set)
+    for told in evidence.told:
+        if told.outcome == "unknown" and told.key not in answered:
+            unanswered[told.model_id].add(told.key)
+    return unanswered
+
+
 def _runs(evidence: Evidence) -> list[str]:
     return sorted({event.run_id for event in evidence.stored})
 
@@ -293,10 +314,7 @@ def _overlap(evidence: Evidence, run_id: str, first: Lifetime, second: Lifetime)
         yield f"{run_id}: two containers of attempt {first.attempt} overlap"
         return
     decided = _requeued_at(evidence, run_id, second)
-    silent_since = decided - evidence.terms.lease_s - SLACK_S
-    causes = [
-        outage for outage in _cut_off(evidence, first) if outage.began <= decided and outage.ended >= silent_since
-    ]
+    causes = _silenced(evidence, {_name_of(evidence, first.runner_id)}, decided, SLACK_S)
     pair = f"{run_id}: attempts {first.attempt} and {second.attempt} overlap"
     if not causes:
         yield f"{pair}, and the runner of the first was neither dead nor cut off"
@@ -317,6 +335,24 @@ def _requeued_at(evidence: Evidence, run_id: str, second: Lifetime) -> float:
 
 def _name_of(evidence: Evidence, runner_id: str) -> str:
     return next((name for name, found in evidence.runners.items() if found == runner_id), runner_id)
+
+
+def _silenced(evidence: Evidence, runners: set[str], decided: float, slack_s: float) -> list[Outage]:
+    """The outages by which one of some runners could not be heard for the lease before a decision.
+
+    A broker that is down loses nobody: it is a cause only if a runner had not found back a whole lease after it did.
+    """
+    since = decided - evidence.terms.lease_s - slack_s
+    own = [each for each in evidence.outages if each.part in runners and each.began <= decided and each.ended >= since]
+    return own + [each for each in evidence.outages if each.part == "kafka" and _kept_silent(evidence, each, decided)]
+
+
+def _kept_silent(evidence: Evidence, broker: Outage, decided: float) -> bool:
+    back = broker.ended if broker.back is None else broker.back
+    gap_s = GAP_BEATS * evidence.terms.heartbeat_s
+    counted_from = back if back - broker.began > gap_s else back - gap_s
+    lease_s = evidence.terms.lease_s
+    return counted_from + lease_s - SLACK_S <= decided <= broker.ended + lease_s + SLACK_S
 
 
 def _cut_off(evidence: Evidence, lifetime: Lifetime) -> list[Outage]:
@@ -366,11 +402,7 @@ def _had_a_cause(evidence: Evidence, requeued: StoredEvent) -> bool:
     if any(event.type == LOST for event in before):
         return True
     runners = {_name_of(evidence, event.data.get("runner_id", "")) for event in before if event.type == QUEUED}
-    since = requeued.occurred - evidence.terms.lease_s - evidence.terms.return_s
-    return any(
-        outage.part in runners | {"kafka"} and outage.began <= requeued.occurred and outage.ended >= since
-        for outage in evidence.outages
-    )
+    return bool(_silenced(evidence, runners, requeued.occurred, evidence.terms.return_s))
 
 
 def _died_of_silence(evidence: Evidence, lifetime: Lifetime, stopped: set[str | None]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -171,22 +171,22 @@ class Submitter:
 
     async def _model(self, order: Order) -> str:
         body = {"name": f"chaos {order.number}", "model_type": "custom", "dataset_id": await self._dataset()}
-        made = await self._persistently("/api/v1/models", f"{order.key}-model", order, json=body)
+        made = await self._persistently("/api/v1/models", _beside("model", order), json=body)
         model_id = str(made.json()["model_id"])
         script = f"# {order.key}\n{SCRIPTS[order.script]}"  # of its own, so that it is in no cache
         files = {"file": ("train.py", script.encode())}
         path = f"/api/v1/models/{model_id}/assets"
-        await self._persistently(path, f"{order.key}-asset", order, files=files, data={"asset_type": "script"})
+        await self._persistently(path, _beside("asset", order), files=files, data={"asset_type": "script"})
         if order.requirements:
             files = {"file": ("requirements.txt", f"# {order.key}\n{order.requirements}".encode())}
             data = {"asset_type": "requirements"}
-            await self._persistently(path, f"{order.key}-requirements", order, files=files, data=data)
+            await self._persistently(path, _beside("requirements", order), files=files, data=data)
         return model_id
 
     async def _dataset(self) -> str:
         async with self._dataset_lock:
             if self._dataset_id is None:
-                made = await self._persistently("/api/v1/datasets", "the-dataset", json={"name": "numbers"})
+                made = await self._persistently("/api/v1/datasets", _beside("the-dataset"), json={"name": "numbers"})
                 dataset_id = str(made.json()["dataset_id"])
                 while not await self._put(f"/api/v1/datasets/{dataset_id}/content?filename=numbers.csv"):  # noqa: ASYNC110
                     await asyncio.sleep(RETRY_S)
@@ -208,31 +208,33 @@ class Submitter:
             "grace_period_seconds": GRACE_S,
             "environment_vars": dict(order.variables),
         }
-        answer = await self._persistently(f"/api/v1/models/{model_id}/custom/train", order.key, order, json=body)
+        asked = Told(0.0, "unknown", order.key, order.script, model_id=model_id)
+        answer = await self._persistently(f"/api/v1/models/{model_id}/custom/train", asked, json=body)
         return self._note(order, model_id, answer)
 
     async def cancel(self, order: Order, told: Told) -> None:
         """Ask for a run to be stopped, and write down that it was asked."""
         path = f"/api/v1/models/{told.model_id}/runs/{told.run_id}/cancel"
-        self.book.write(Told(time.time(), "cancelling", f"{order.key}-cancel", run_id=told.run_id))
-        await self._persistently(path, f"{order.key}-cancel", order, json={})
+        asked = _beside("cancel", order)
+        self.book.write(Told(time.time(), "cancelling", asked.key, run_id=told.run_id))
+        await self._persistently(path, asked, json={})
 
-    async def _persistently(self, path: str, key: str, order: Order | None = None, **request: Any) -> httpx.Response:
-        """Post under one key until the answer is definite; unknown outcomes are written down, too.
+    async def _persistently(self, path: str, asked: Told, **request: Any) -> httpx.Response:
+        """Post under one key until the answer is definite; `asked` is what is written down of each that is not.
 
         Raises:
             TimeoutError: it was still unknown when the client had to give up.
         """
-        headers = self._headers() | {"Idempotency-Key": key}
+        headers = self._headers() | {"Idempotency-Key": asked.key}
         while time.monotonic() < self._until:
             try:
                 answer = await self._http.post(path, headers=headers, **request)
             except httpx.HTTPError as error:
-                self._note_unknown(order, key, None, type(error).__name__)
+                self._note_unknown(asked, None, type(error).__name__)
             else:
                 if answer.status_code not in REPEATABLE:
                     return answer
-                self._note_unknown(order, key, answer, answer.text[:200])
+                self._note_unknown(asked, answer, answer.text[:200])
             await asyncio.sleep(RETRY_S)
         raise TimeoutError(f"{path} was not answered")
 
@@ -255,8 +257,11 @@ class Submitter:
         self.book.write(told)
         return told
 
-    def _note_unknown(self, order: Order | None, key: str, answer: httpx.Response | None, problem: str) -> None:
-        if order is None:
-            return
+    def _note_unknown(self, asked: Told, answer: httpx.Response | None, problem: str) -> None:
         status = answer.status_code if answer is not None else None
-        self.book.write(Told(time.time(), "unknown", key, order.script, status, problem=problem))
+        self.book.write(replace(asked, at=time.time(), status=status, problem=problem))
+
+
+def _beside(what: str, order: Order | None = None) -> Told:
+    """What is written down of a request that makes no run while its outcome is not known."""
+    return Told(0.0, "unanswered", f"{order.key}-{what}" if order else what, order.script if order else "")

@@ -12,5 +12,6 @@ async def test_a_lost_broker_and_groups_at_offset_0_change_nothing(tmp_path: Pat
     outcome = await lose_the_broker(LossOptions(runs=24, losses=1, open_at_least=12, seed=7, folder=tmp_path))
     assert outcome.violations == []
     assert outcome.open_at_losses[0] >= 12
+    assert outcome.open_at_reset >= 3
     assert outcome.retold[0].replaced
     assert outcome.retold[0].events >= 12

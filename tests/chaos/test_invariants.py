@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.chaos.evidence import (
@@ -19,10 +20,11 @@ from tests.chaos.evidence import (
     VersionRow,
 )
 from tests.chaos.invariants import check
+from tests.chaos.submitting import Book, Order, Submitter
 
 RUN, DIGEST, CANARY = "run-custom-20260313-f7e2a1", "d" * 64, "canary0123456789abcdef0123456789"
 FACTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("training_requested", {"run_id": RUN}),
+    ("training_requested", {"run_id": RUN, "model_id": "mdl-1"}),
     ("queued", {"attempt": 1, "runner_id": "rnr-1"}),
     ("started", {"attempt": 1}),
     ("requeued", {"attempt": 2}),
@@ -89,11 +91,48 @@ async def test_i1_a_key_that_was_answered_with_two_runs() -> None:
     assert "I1" in await broken(twice)
 
 
+DOUBLED = replace(STORED[0], run_id="run-2", event_id="event-10")
+UNANSWERED = Told(100.0, "unknown", "key-2", "model", model_id="mdl-1")
+
+
 async def test_i1_a_run_that_no_key_explains() -> None:
-    doubled = replace(STORED[0], run_id="run-2", event_id="event-10")
-    assert "I1" in await broken(replace(HONEST, stored=(*STORED, doubled)))
-    unanswered = Told(100.0, "unknown", "key-2", "model")
-    assert "I1" not in await broken(replace(HONEST, stored=(*STORED, doubled), told=(*HONEST.told, unanswered)))
+    doubled = replace(HONEST, stored=(*STORED, DOUBLED))
+    assert "I1" in await broken(doubled)
+    assert "I1" not in await broken(replace(doubled, told=(*HONEST.told, UNANSWERED)))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        replace(UNANSWERED, outcome="unanswered", key="key-1-cancel"),
+        replace(UNANSWERED, model_id="mdl-2"),
+        replace(UNANSWERED, key="key-1"),
+    ],
+    ids=["of a cancellation", "of another model's", "of a key that got its answer"],
+)
+async def test_i1_a_run_that_only_an_unknown_outcome_of_something_else_would_explain(told: Told) -> None:
+    assert "I1" in await broken(replace(HONEST, stored=(*STORED, DOUBLED), told=(*HONEST.told, told)))
+
+
+async def test_i1_two_runs_are_not_explained_by_one_key() -> None:
+    third = replace(DOUBLED, run_id="run-3", event_id="event-11")
+    twice = replace(HONEST, stored=(*STORED, DOUBLED, third), told=(*HONEST.told, UNANSWERED))
+    assert "I1" in await broken(replace(twice, told=(*twice.told, replace(UNANSWERED, at=101.0))))
+    assert "I1" not in await broken(replace(twice, told=(*twice.told, replace(UNANSWERED, key="key-3"))))
+
+
+async def test_i1_a_503_on_a_cancel_hides_no_second_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter((503, 202))
+    monkeypatch.setattr("tests.chaos.submitting.RETRY_S", 0)
+    submitter = Submitter("http://api", lambda: "token", Book(tmp_path / "told.jsonl"))
+    await submitter._http.aclose()
+    transport = httpx.MockTransport(lambda _: httpx.Response(next(answers)))
+    submitter._http = httpx.AsyncClient(base_url="http://api", transport=transport)
+    await submitter.cancel(Order(1, "key-1", "model", {}), HONEST.told[0])
+    await submitter.close()
+    assert [told.outcome for told in submitter.book.lines] == ["cancelling", "unanswered"]
+    evidence = replace(HONEST, stored=(*STORED, DOUBLED), told=(*HONEST.told, *submitter.book.lines))
+    assert "I1" in await broken(evidence)
 
 
 async def test_i2_a_run_without_an_end() -> None:
@@ -217,8 +256,34 @@ async def test_i9_an_attempt_that_was_replaced_needs_a_cause() -> None:
     assert "I9" in await broken(elsewhere)
     long_before = replace(HONEST, outages=(Outage("runner", "cut_off", 10.0, 60.0),))
     assert "I9" in await broken(long_before)
-    without_a_broker = replace(HONEST, outages=(Outage("kafka", "killed", 100.0, 108.0),))
-    assert "I9" not in await broken(without_a_broker)
+
+
+REPLACED_AT, LEASE_S = 112.0, 7.0
+
+
+@pytest.mark.parametrize(
+    ("broker", "breaks"),
+    [
+        (Outage("kafka", "killed", 90.0, 113.0, back=REPLACED_AT - LEASE_S), set()),
+        (Outage("kafka", "killed", 90.0, 104.0, back=99.0), set()),
+        (Outage("kafka", "killed", 90.0, 113.0, back=REPLACED_AT - 1), {"I3", "I9"}),
+        (Outage("kafka", "killed", 90.0, 130.0, back=125.0), {"I3", "I9"}),
+        (Outage("kafka", "killed", 70.0, 95.0, back=90.0), {"I3", "I9"}),
+        (Outage("kafka", "killed", REPLACED_AT - LEASE_S, 110.0, back=108.0), set()),
+        (Outage("kafka", "killed", REPLACED_AT - LEASE_S, 113.0, back=111.0), {"I3", "I9"}),
+    ],
+    ids=[
+        "a runner that was silent a lease after it",
+        "one that was not well after all",
+        "as soon as it is back",
+        "while it is down",
+        "when all were well again long ago",
+        "an outage of less than a gap",
+        "an outage of more than a gap",
+    ],
+)
+async def test_a_broker_that_is_down_is_no_cause_to_lose_a_runner(broker: Outage, breaks: set[str]) -> None:
+    assert await broken(replace(HONEST, outages=(broker,))) == breaks
 
 
 async def test_i10_a_container_that_is_left() -> None:

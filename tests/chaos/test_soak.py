@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from tests.chaos.faults import ONCE_EACH, plan
+from tests.chaos.faults import LONGER_THAN_A_LEASE, ONCE_EACH, plan
 from tests.chaos.invariants import ENDS
 from tests.chaos.soak import SoakOptions, in_bursts, shortfalls, soak
 from tests.chaos.submitting import WEIGHTS, orders
@@ -29,6 +29,12 @@ def test_even_a_short_plan_has_every_kind_of_fault() -> None:
 
 def test_a_plan_without_an_engine_to_break_breaks_none() -> None:
     assert not [fault for fault in plan(Random(7), 600, 7, engine=False) if fault.part == "engine"]
+
+
+def test_kafka_is_away_for_longer_than_a_lease_as_is_whoever_is_halted_or_cut_off() -> None:
+    long = [fault for fault in plan(Random(7), 600, 7, engine=True) if fault.what in LONGER_THAN_A_LEASE]
+    assert {"kill kafka", "halt runner", "silence runner-2"} <= {fault.what for fault in long}
+    assert all(fault.lasts_s > 7 for fault in long)
 
 
 def test_services_are_killed_every_one_to_ten_seconds() -> None:

@@ -132,6 +132,7 @@ def kafka_settings(address: str) -> dict[str, str]:
     return {
         "CLUSTER_ID": "cGF1c2VkLXNlcnZlcnMtIQ",
         "KAFKA_NODE_ID": "1",
+        "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
         "KAFKA_PROCESS_ROLES": "broker,controller",
         "KAFKA_LISTENERS": "PLAINTEXT://:9092,CONTROLLER://127.0.0.1:9093",
         "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://{address}:9092",
