@@ -19,7 +19,7 @@ from schemas.topics import RUNS, TOPICS
 from services.api import store_runs as registry
 from services.auditor import store as ledger
 from services.backbone.broker import GIVE_NEW_ID, describe, name_cluster, named_cluster, wait_until_left
-from services.backbone.kafka import client_options, ensure_topics
+from services.backbone.kafka import client_options, ensure_topics, why_unfit
 from services.backbone.outbox import OutboxRow, kept, kept_about
 from services.backbone.postgres import open_connection
 from services.backbone.publisher import SEND_TIMEOUT_S, STOP_TIMEOUT_S, Publisher
@@ -73,10 +73,13 @@ async def republish_open_runs(
         emptied_after_s: how long producers of services may still send after these let go; 0 where none runs.
 
     Raises:
-        CliError: a service still works with the old cluster, or the new one has the old one's id.
+        CliError: a service still works with the old cluster, the new one has the old one's id, or topics that are not
+            ours.
     """
     async with _schemas(admin_url) as of:
         cluster = await until_it_works("kafka", lambda: describe(kafka))
+        if problem := why_unfit(cluster.topics, TOPICS):
+            raise CliError(problem)
         found, named = cluster.cluster_id, [await named_cluster(connection) for connection in of.values()]
         replaced = any(each not in (None, found) for each in named)
         if found in named and not replaced and not cluster.has_history:

@@ -17,6 +17,8 @@ from services.backbone.health import Health
 from services.backbone.kafka import client_options, ensure_topics, partitions_of, why_it_makes_topics
 from services.backbone.settings import ServiceSettings
 from services.cli.embedded_kafka import EmbeddedKafka
+from services.cli.errors import CliError
+from services.cli.republish import republish_open_runs
 from tests.integration.conftest import Database
 
 
@@ -33,6 +35,14 @@ async def obliging(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
     await server.start()
     yield ServiceSettings(kafka_bootstrap_servers=server.bootstrap_servers)
     await server.stop()
+
+
+async def ask_for(topic: str, settings: ServiceSettings) -> None:
+    """Send to a topic, as any producer does that does not know that it is not there."""
+    producer = AIOKafkaProducer(**client_options(settings))
+    await producer.start()
+    await producer.send_and_wait(topic, b"{}")
+    await producer.stop()
 
 
 async def why_it_waits(settings: ServiceSettings, database: Database) -> str:
@@ -75,10 +85,15 @@ async def test_no_service_works_with_a_broker_that_makes_topics_by_itself(
 async def test_no_service_works_with_topics_that_a_broker_has_made_by_itself(
     obliging: ServiceSettings, database: Database
 ) -> None:
-    producer = AIOKafkaProducer(**client_options(obliging))
-    await producer.start()
-    await producer.send_and_wait(RUNS.name, b"{}")
-    await producer.stop()
+    await ask_for(RUNS.name, obliging)
     assert "runyard.runs has 1 partitions and not 6" in await why_it_waits(obliging, database)
     with pytest.raises(TopicsUnfit, match="runyard replay --open-runs"):
         await ensure_topics(obliging, TOPICS)
+
+
+async def test_nothing_is_retold_to_topics_that_a_broker_has_made_by_itself(
+    obliging: ServiceSettings, database: Database
+) -> None:
+    await ask_for(RUNS.name, obliging)
+    with pytest.raises(CliError, match=r"runyard\.runs has 1 partitions and not 6"):
+        await republish_open_runs(database.admin_url, obliging)

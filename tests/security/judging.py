@@ -9,12 +9,10 @@ from itertools import pairwise
 from schemas.events import AttemptLost
 from tests.security.case import Attack, Complaint, Kind, Probe, Seen
 
-Span = tuple[float, float]
-"""From when to when, in seconds of the clock that all containers of a host share."""
 MOST = 1.5
 """How many times as long as alone a step of the neighbour may take (issue 5)."""
 ENOUGH_S = 1.0
-"""For how long attack and neighbour must have run side by side for its pace to mean something."""
+"""For how long the neighbour must have gone on after the attack had begun for its pace to mean something."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,17 @@ def judge_probes(probes: Sequence[Probe], seen: Seen, prefix: str) -> list[Compl
     return complaints
 
 
-def pace_within(stamps: Sequence[float], spans: Sequence[Span]) -> Pace:
-    """Measure what of a training lies within some spans, which do not overlap, by the stamps between its steps.
+def pace_within(stamps: Sequence[float], span: tuple[float, float]) -> Pace:
+    """Measure what of a training lies within a span of seconds, by the stamps between its steps.
 
     A step that lies partly within counts with that part, so that one which hung is not left out.
 
-    >>> pace_within([0.0, 1.0, 2.0, 4.0], [(1.0, 3.0)])
+    >>> pace_within([0.0, 1.0, 2.0, 4.0], (1.0, 3.0))
     Pace(seconds=2.0, steps=1.5)
     """
     pace = Pace()
     for began, ended in pairwise(stamps):
-        seconds = sum(max(0.0, min(ended, end) - max(began, start)) for start, end in spans)
+        seconds = max(0.0, min(ended, span[1]) - max(began, span[0]))
         pace += Pace(seconds, seconds / (ended - began) if seconds else 0.0)
     return pace
 
@@ -70,7 +68,7 @@ def pace_within(stamps: Sequence[float], spans: Sequence[Span]) -> Pace:
 def judge_neighbour(alone: Pace, beside: Pace, name: str) -> list[Complaint]:
     """Judge what a neighbour suffered by how long its steps took; where it was hardly attacked, that says nothing."""
     if beside.seconds < ENOUGH_S or not alone.steps:
-        text = f"attack and neighbour ran side by side for {beside.seconds:.2f} s instead of {ENOUGH_S}"
+        text = f"the neighbour went on for {beside.seconds:.2f} s after the attack had begun, instead of {ENOUGH_S}"
         return [Complaint(name, "suite broke", text)]
     factor = beside.step_s / alone.step_s
     if factor > MOST:

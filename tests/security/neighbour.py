@@ -1,8 +1,8 @@
 """The neighbour: an honest training beside an attack, and how much slower its steps are there than alone.
 
-The training begins first, and alone. Then the attack is let loose, and again whenever it is over, until the training
-ends. What it did alone is compared with what it did while the attack ran, by stamps that both scripts take of the clock
-that all containers of a host share. Too little time side by side is a complaint, too (`judge_neighbour`).
+The training begins first, and alone. Then the attack is let loose. What the training did alone is compared with what
+it did from the attack's first moment on, whether that was contained soon or went on, by stamps that both scripts take
+of the clock that all containers of a host share. Too little time after that is a complaint, too (`judge_neighbour`).
 
 Other work on this machine disturbs both measurements, so a pace that is too slow is measured again, alone and beside;
 an attack that really takes the neighbour's share does so each time. Where others are busy between the tries nothing can
@@ -11,6 +11,7 @@ be said of an attack that failed all of them: it is told as not judged, never as
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,17 +19,18 @@ from pathlib import Path
 from textwrap import dedent
 
 from tests.security.case import Attack, Complaint, Seen
-from tests.security.judging import ENOUGH_S, Pace, Span, judge_neighbour, pace_within
+from tests.security.judging import ENOUGH_S, Pace, judge_neighbour, pace_within
 from tests.security.stage import Recorder, Stage
 
 TRIES = 3
 ALONE_S = 1.0
 BESIDE_S = (3.0, 6.0, 12.0)
-"""How long the trainings last beside an attack: there is another one while all of them were attacked for too short."""
+"""How long the trainings last beside an attack: there is another one while the attacks began too late in them."""
 QUIET_CORES = 0.5
 """What everybody else on this machine may keep busy, while nothing of the suite runs, for a time to mean something."""
 WEIGHTS = "weights 40"
 STEP, BEGAN = "step at ", "attack at "
+STAMPED = re.compile(rf"{BEGAN}(\d+\.\d{{6}})")
 
 
 def training(lasts_s: float) -> Attack:
@@ -84,18 +86,18 @@ class Neighbourhood:
         """Train, alone and then beside the attack, until that was long enough; adds what was seen of its runs."""
         alone, beside = Pace(), Pace()
         for beside_s in BESIDE_S:
-            trained, released_at, runs = await self._round(attack, beside_s)
-            seen += runs
-            stamps = steps_of(trained)
-            alone += pace_within(stamps, [(stamps[0], released_at)])
-            beside += pace_within(stamps, [span for run in runs for span in spans_of(run)])
+            trained, released_at, attacked = await self._round(attack, beside_s)
+            seen.append(attacked)
+            stamps, began = steps_of(trained), began_at(attacked)
+            alone += pace_within(stamps, (stamps[0], released_at))
+            beside += pace_within(stamps, (stamps[-1] if began is None else began, stamps[-1]))
             if beside.seconds >= ENOUGH_S:
                 break
         return alone, beside
 
-    async def _round(self, attack: Attack, beside_s: float) -> tuple[Seen, float, list[Seen]]:
+    async def _round(self, attack: Attack, beside_s: float) -> tuple[Seen, float, Seen]:
         """Train once; what was seen of that, when the attack was let loose, and what was seen of the attack."""
-        recorder, runs = Recorder(self.stage.client), list[Seen]()
+        recorder = Recorder(self.stage.client)
         async with asyncio.TaskGroup() as group:
             trains = group.create_task(self.stage.play(training(ALONE_S + beside_s), recorder))
             began = group.create_task(recorder.printed.wait())
@@ -103,9 +105,8 @@ class Neighbourhood:
             began.cancel()
             await asyncio.wait((trains,), timeout=ALONE_S)
             released_at = time.time()
-            while not trains.done():
-                runs.append(await self.stage.play(stamped(attack)))
-        return trains.result(), released_at, runs
+            attacks = group.create_task(self.stage.play(stamped(attack)))
+        return trains.result(), released_at, attacks.result()
 
 
 class TrainingHarmedError(Exception):
@@ -117,10 +118,10 @@ def stamped(attack: Attack) -> Attack:
     return replace(attack, script=f'print("{BEGAN}%.6f" % time.time(), flush=True)\n{dedent(attack.script)}')
 
 
-def spans_of(seen: Seen) -> list[Span]:
-    """Tell from when to when an attack ran: from its own stamp to the container's end, or never."""
-    began = [float(text.removeprefix(BEGAN)) for text in seen.texts if text.startswith(BEGAN)]
-    return [(began[0], seen.end.ended_at.timestamp())] if began else []
+def began_at(seen: Seen) -> float | None:
+    """Tell when an attack began by its own first stamp; its children's may be interlaced."""
+    began = next(filter(None, (STAMPED.match(text) for text in seen.texts)), None)
+    return float(began[1]) if began else None
 
 
 def steps_of(seen: Seen) -> Sequence[float]:

@@ -15,7 +15,7 @@ from tests.security import sentinels
 from tests.security.case import BLOCKED, Attack, Complaint, Probe, Seen, errors, script_of
 from tests.security.catalogue import FAMILIES
 from tests.security.judging import ENOUGH_S, Pace, judge_attack, judge_neighbour, judge_probes, pace_within
-from tests.security.neighbour import spans_of
+from tests.security.neighbour import began_at
 from tests.security.waivers import ON_RUNSC, waived
 
 NOW = datetime(2026, 3, 13, 16, 10, tzinfo=UTC)
@@ -72,10 +72,10 @@ def harm(beside: Pace) -> list[tuple[str, str]]:
 
 def test_a_neighbour_that_was_not_attacked_for_long_enough_is_a_complaint_that_nothing_excuses() -> None:
     stamps = [step / 10 for step in range(50)]
-    never = judge_neighbour(ALONE, pace_within(stamps, []), "fork: a fork bomb")
-    before = judge_neighbour(ALONE, pace_within(stamps, [(-7.0, -0.1), (-0.1, 0.9)]), "fork: a fork bomb")
-    assert [complaint.kind for complaint in never + before] == ["suite broke", "suite broke"]
-    assert "0.90 s instead of" in before[0].text
+    never = judge_neighbour(ALONE, pace_within(stamps, (4.9, 4.9)), "fork: a fork bomb")
+    late = judge_neighbour(ALONE, pace_within(stamps, (4.0, 4.9)), "fork: a fork bomb")
+    assert [complaint.kind for complaint in never + late] == ["suite broke", "suite broke"]
+    assert "0.90 s after the attack had begun" in late[0].text
     assert waived("runsc", never[0]) is None
 
 
@@ -89,21 +89,21 @@ def test_a_neighbour_that_is_slower_than_it_may_be_is_told_as_harmed() -> None:
 
 
 def test_a_step_that_hangs_beyond_the_attack_counts_with_the_part_that_was_attacked() -> None:
-    hung = pace_within([0.0, 0.5, 20.5, 21.0], [(0.5, 2.5)])
+    hung = pace_within([0.0, 0.5, 20.5, 21.0], (0.5, 2.5))
     assert hung == Pace(seconds=2.0, steps=0.1)
     assert harm(hung) == [("neighbour harmed", "a step took 800.00 times as long as alone")]
 
 
-def test_several_short_runs_of_an_attack_count_together() -> None:
-    shared = pace_within([0.0, 1.0, 2.0, 3.0], [(0.25, 0.75), (1.5, 2.5)])
+def test_several_trainings_count_together() -> None:
+    shared = pace_within([0.0, 1.0, 2.0], (1.25, 1.75)) + pace_within([5.0, 6.0, 7.0], (5.5, 6.5))
     assert shared == Pace(seconds=1.5, steps=1.5)
     assert shared.seconds > ENOUGH_S
 
 
-def test_an_attack_runs_from_its_own_first_stamp_to_its_end_and_without_a_stamp_never() -> None:
-    ended = NOW.timestamp()
-    assert spans_of(seen(f"attack at {ended - 2:.6f}", f"attack at {ended - 1:.6f}")) == [(ended - 2, ended)]
-    assert spans_of(seen("no stamp")) == []
+def test_an_attack_begins_with_its_own_first_stamp_and_without_a_stamp_never() -> None:
+    assert began_at(seen("attack at 2.500000", "attack at 3.500000")) == 2.5
+    assert began_at(seen("attack at 2.500000attack at 3.500000")) == 2.5
+    assert began_at(seen("no stamp")) is None
 
 
 def test_a_planted_file_that_changes_or_goes_is_seen(tmp_path: Path) -> None:
