@@ -65,7 +65,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario("taken", scenes.plain, _at("runner", f"before_attempt_journaled after_attempt_journaled {_OFFSET}")),
     Scenario("fetched", scenes.plain, _at("runner", "before_cache_rename after_cache_rename")),
-    Scenario("installed", scenes.packaged, _at("runner", "before_packages_kept after_packages_kept")),
+    Scenario(  # alone: an install takes longer than others' kills of its runner are apart
+        "installed", scenes.packaged, _at("runner", "before_packages_kept after_packages_kept"), alone=True
+    ),
     Scenario(
         "created",
         scenes.plain,

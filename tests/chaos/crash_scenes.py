@@ -147,7 +147,8 @@ async def plain(stage: Stage) -> None:
 async def packaged(stage: Stage) -> None:
     """A run with requirements, which no run before it had."""
     async with stage.submitter() as client:
-        order = replace(stage.order("model"), requirements=f"{PACKAGE}\n")
+        order = stage.order("model")
+        order = replace(order, requirements=f"{PACKAGE}!=0.{order.number}\n")
         await ends(client, await client.submit(order), "succeeded", None)
 
 

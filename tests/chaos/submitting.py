@@ -178,7 +178,7 @@ class Submitter:
         path = f"/api/v1/models/{model_id}/assets"
         await self._persistently(path, _beside("asset", order), files=files, data={"asset_type": "script"})
         if order.requirements:
-            files = {"file": ("requirements.txt", f"# {order.key}\n{order.requirements}".encode())}
+            files = {"file": ("requirements.txt", order.requirements.encode())}
             data = {"asset_type": "requirements"}
             await self._persistently(path, _beside("requirements", order), files=files, data=data)
         return model_id
