@@ -50,7 +50,8 @@ class Lifetime:
 class Outage:
     """A part that could not work: a service, `postgres`, `kafka` or `engine`; `how`: `killed`, `halted`, `cut_off`.
 
-    It ended when all that needs it was well again; a server itself answered at `back` already (None: only then).
+    It ended when all that needs it was well again; a server itself answered, or a link was there again, at `back`
+    already (None: only then).
     """
 
     part: str

@@ -135,6 +135,7 @@ class Breaker:
         async with self._busy["proxy"], self._outage(fault, "cut_off") as mended:
             await self._chaos.proxy.cut(silent=fault.what.startswith("silence"))
             await asyncio.sleep(fault.lasts_s)
+            self._back[fault.part] = time.time()
             await self._chaos.proxy.mend()
             mended()
             await self._chaos.ready(fault.part, timeout_s=RECOVERY_TIMEOUT_S)

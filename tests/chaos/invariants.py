@@ -415,7 +415,8 @@ def _died_of_silence(evidence: Evidence, lifetime: Lifetime, stopped: set[str | 
     away = [
         outage
         for outage in _cut_off(evidence, lifetime)
-        if outage.began < lifetime.ended < outage.ended and (outage.part == "kafka" or outage.how not in DEAD)
+        if outage.began < lifetime.ended < (outage.back or outage.ended)  # a revocation may come at once after it
+        and (outage.part == "kafka" or outage.how not in DEAD)
     ]
     engine = [
         outage

@@ -239,6 +239,9 @@ async def test_i9_a_container_that_was_killed_while_its_runner_was_cut_off() -> 
     assert "I9" in await broken(killed)
     engine = Outage("engine", "killed", 109.0, 112.0)
     assert "I9" not in await broken(replace(killed, outages=(*HONEST.outages, engine)))
+    for back, found in ((109.9, False), (110.1, True)):
+        outages = tuple(replace(outage, back=back) for outage in HONEST.outages)
+        assert ("I9" in await broken(replace(killed, outages=outages))) is found
 
 
 async def test_i9_a_run_that_ended_otherwise_than_its_script_does() -> None:
