@@ -283,7 +283,7 @@ def _changed(outcome: Outcome) -> list[Violation]:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.broker_loss", description=__doc__)
-    parser.add_argument("--runs", type=int, default=340)
+    parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--losses", type=int, default=3)
     parser.add_argument("--open-at-least", type=int, default=200, help="how many runs shall be open at each loss")
     parser.add_argument("--seed", type=int, default=int(time.time()))
