@@ -127,7 +127,7 @@ def _look_into(parent: int, name: str, prefix: str, seen: set[Sight], limits: Li
         return
     with suppress(OSError), _opened(name, parent) as folder:
         with os.scandir(folder) as found:
-            entries = list(islice(found, max(0, limits.max_files + 1 - len(seen))))
+            entries = list(islice(found, limits.max_files + 1 - len(seen)))
         for entry in entries:
             if len(seen) > limits.max_files:
                 return

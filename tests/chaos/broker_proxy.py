@@ -1,10 +1,11 @@
-"""A TCP proxy before a port, which can cut its clients off: by refusing them, or by falling silent.
+"""A TCP proxy before a port or a socket, which can cut its clients off: by refusing them, or by falling silent.
 
-Owns its own connections only. Whoever connects through it gets what the port answers, until `cut`.
+Owns its own connections only. Whoever connects through it gets what stands behind it, until `cut`.
 """
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 CHUNK_BYTES = 1 << 16
@@ -12,9 +13,9 @@ RETRY_S = 0.05
 
 
 class BrokerProxy:
-    """One proxy from `port` to `target`, both on loopback."""
+    """One proxy from `port` on loopback to `target`, which is a port there, too, or the path of a Unix socket."""
 
-    def __init__(self, port: int, target: int) -> None:
+    def __init__(self, port: int, target: int | Path) -> None:
         self.port = port
         self._target = target
         self._server: asyncio.Server | None = None
@@ -48,6 +49,11 @@ class BrokerProxy:
             self._server = None
         self._break_connections()
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, Path):
+            return await asyncio.open_unix_connection(self._target)
+        return await asyncio.open_connection(LOOPBACK, self._target)
+
     def _break_connections(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
@@ -55,7 +61,7 @@ class BrokerProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            target_reader, target_writer = await asyncio.open_connection(LOOPBACK, self._target)
+            target_reader, target_writer = await self._connect()
         except OSError:
             writer.transport.abort()
             return

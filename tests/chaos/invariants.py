@@ -395,6 +395,16 @@ def _explained(evidence: Evidence, lost: StoredEvent) -> bool:
     )
 
 
+def _reached_again(evidence: Evidence, outage: Outage, lifetime: Lifetime) -> float:
+    """When somebody may have told the runner to end a container: a revocation passes as soon as anything does."""
+    replaced = any(
+        event.type == REQUEUED and event.stale is None and event.data["attempt"] == lifetime.attempt + 1
+        for event in evidence.events_of(lifetime.run_id)
+        if lifetime.ended is not None and event.occurred < lifetime.ended
+    )
+    return outage.back if replaced and outage.back is not None else outage.ended
+
+
 def _had_a_cause(evidence: Evidence, requeued: StoredEvent) -> bool:
     """Whether an attempt was replaced because its runner gave it up, or could not be heard for a lease."""
     attempt = requeued.data["attempt"] - 1
@@ -415,7 +425,7 @@ def _died_of_silence(evidence: Evidence, lifetime: Lifetime, stopped: set[str | 
     away = [
         outage
         for outage in _cut_off(evidence, lifetime)
-        if outage.began < lifetime.ended < (outage.back or outage.ended)  # a revocation may come at once after it
+        if outage.began < lifetime.ended < _reached_again(evidence, outage, lifetime)
         and (outage.part == "kafka" or outage.how not in DEAD)
     ]
     engine = [

@@ -239,9 +239,21 @@ async def test_i9_a_container_that_was_killed_while_its_runner_was_cut_off() -> 
     assert "I9" in await broken(killed)
     engine = Outage("engine", "killed", 109.0, 112.0)
     assert "I9" not in await broken(replace(killed, outages=(*HONEST.outages, engine)))
-    for back, found in ((109.9, False), (110.1, True)):
-        outages = tuple(replace(outage, back=back) for outage in HONEST.outages)
-        assert ("I9" in await broken(replace(killed, outages=outages))) is found
+
+
+@pytest.mark.parametrize(
+    ("ended", "back", "blamed"),
+    [
+        pytest.param(113.0, 112.9, False, id="revoked as soon as the link was there again"),
+        pytest.param(113.0, 113.1, True, id="the link was not there yet"),
+        pytest.param(110.0, 109.9, True, id="nobody had replaced it yet"),
+    ],
+)
+async def test_i9_a_revocation_passes_as_soon_as_the_link_is_there(ended: float, back: float, blamed: bool) -> None:
+    first, second = HONEST.lifetimes
+    outages = tuple(replace(outage, back=back) for outage in HONEST.outages)
+    killed = replace(HONEST, lifetimes=(replace(first, ended=ended), second), outages=outages)
+    assert ("I9" in await broken(killed)) is blamed
 
 
 async def test_i9_a_run_that_ended_otherwise_than_its_script_does() -> None:

@@ -7,20 +7,27 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import docker
 import pytest
+import pytest_asyncio
 
 from schemas.events import AttemptLost, RunSucceeded
 from schemas.parts import Compute, LogLine, MetricPoint
 from schemas.reason import Reason
+from services.cli.embedded_process import free_port
+from services.runner import sandbox
+from services.runner.attempt import Attempt
+from services.runner.engine import PART as ENGINE
 from services.runner.local import LocalRequest, local_runner
 from services.runner.local_home import PREFIX
 from services.runner.sandbox import RUN_LABEL
+from tests.chaos.broker_proxy import LOOPBACK, BrokerProxy
 
 RUNYARD = [sys.executable, "-c", "from services.cli.main import app; app()"]
 WITHIN_S = 60
@@ -360,21 +367,25 @@ class ClosesBehind(asyncio.Event):
         return True
 
 
-@pytest.mark.parametrize("vanishes", [False, True])
-async def test_what_was_set_up_while_the_runner_was_cut_off_waits_before_it_starts(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, vanishes: bool
-) -> None:
-    """Setting up may take minutes: that nothing unread forbids the start is asked once more right before it."""
+@pytest.fixture
+def says_hello(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> LocalRequest:
     monkeypatch.setattr("tempfile.tempdir", str(bench.temporary))
     script = bench.folder / "train.py"
     script.write_text("print('hello')")
-    request = LocalRequest(script=script, data=bench.folder / "data.csv", compute=Compute(cpu_cores=1, memory_gb=1))
+    return LocalRequest(script=script, data=bench.folder / "data.csv", compute=Compute(cpu_cores=1, memory_gb=1))
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+async def test_what_was_set_up_while_the_runner_was_cut_off_waits_before_it_starts(
+    says_hello: LocalRequest, *, vanishes: bool
+) -> None:
+    """Setting up may take minutes: that nothing unread forbids the start is asked once more right before it."""
     async with local_runner() as runner:
-        await runner.prepare(request.runtime, print)
+        await runner.prepare(says_hello.runtime, print)
         gate, heard = ClosesBehind(), Hears()
         gate.set()
         runner.around = replace(runner.around, may_start=gate)
-        running = asyncio.create_task(runner.run(request, heard, asyncio.Event()))
+        running = asyncio.create_task(runner.run(says_hello, heard, asyncio.Event()))
         async with asyncio.timeout(WITHIN_S):
             await gate.found_closed.wait()
         (container,) = await runner.around.engine.ask(lambda engine: engine.owned(runner.around.runner_id))
@@ -387,3 +398,65 @@ async def test_what_was_set_up_while_the_runner_was_cut_off_waits_before_it_star
     assert isinstance(outcome.end, AttemptLost if vanishes else RunSucceeded)
     assert outcome.end.reason is (Reason.CONTAINER_LOST if vanishes else Reason.NO_ARTIFACT)
     assert heard.lines == ([] if vanishes else ["hello"])
+
+
+@pytest_asyncio.fixture
+async def link(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BrokerProxy]:
+    """What stands between the runner and its engine; an engine that does not answer is not waited for by default."""
+    port = free_port()
+    proxy = BrokerProxy(
+        port, Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+    )
+    await proxy.start()
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://{LOOPBACK}:{port}")
+    for module in ("attempt", "setting_up"):
+        monkeypatch.setattr(f"services.runner.{module}.PATIENCE_S", 0.0)
+    yield proxy
+    await proxy.stop()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_an_engine_that_does_not_answer_when_a_container_may_run_is_waited_for(
+    says_hello: LocalRequest, link: BrokerProxy, *, restarted: bool
+) -> None:
+    """Who gave the attempt up while it is being started, or may have been, would let another one run beside it."""
+    async with local_runner() as runner:
+        await runner.prepare(says_hello.runtime, print)
+        gate, engine, journal = ClosesBehind(), runner.around.engine, runner.around.journal
+        gate.set()
+        queued = await runner._queue(says_hello)
+        journal.accept(queued, None)
+        (entry,) = journal.unfinished()
+        heard = runner._ear.listeners[queued.run_id] = Hears()
+        living = asyncio.create_task(Attempt(entry, queued, replace(runner.around, may_start=gate)).run())
+        async with asyncio.timeout(WITHIN_S):
+            await gate.found_closed.wait()
+            await link.cut()
+            if restarted:
+                living.cancel()
+                await asyncio.gather(living, return_exceptions=True)
+                living = asyncio.create_task(Attempt(entry, queued, runner.around).run())
+            gate.set()
+            while engine.health.works(ENGINE):  # noqa: ASYNC110 - health has no event
+                await asyncio.sleep(0.02)
+            await link.mend()
+            await living
+        end = runner._ear.ends[queued.run_id]
+    assert isinstance(end, RunSucceeded), end
+    assert heard.lines == ["hello"]
+
+
+async def test_an_engine_whose_clock_is_an_hour_behind_ends_no_training(
+    says_hello: LocalRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one in a machine of its own may be, or a laptop's that slept: a time limit is a duration."""
+    moment = sandbox._moment
+    monkeypatch.setattr(sandbox, "_moment", lambda text: (at := moment(text)) and at - timedelta(hours=1))
+    request = replace(says_hello, timeout_s=60)
+    request.script.write_text("import time\ntime.sleep(1)\nprint('hello')")
+    heard = Hears()
+    async with local_runner() as runner:
+        await runner.prepare(request.runtime, print)
+        outcome = await runner.run(request, heard, asyncio.Event())
+    assert isinstance(outcome.end, RunSucceeded), outcome
+    assert heard.lines == ["hello"]

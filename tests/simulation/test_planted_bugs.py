@@ -63,8 +63,9 @@ def test_an_end_of_a_replaced_attempt_that_counts_is_caught(monkeypatch: pytest.
         return None if stale == "replaced_attempt" and isinstance(fact, RunEnd) else stale
 
     monkeypatch.setattr(schemas.run, "_why_stale", careless)
-    told = caught()
-    assert re.search("of attempt 1 took effect on attempt 2|RunSucceeded took effect on queued|differ", told)
+    assert "took effect on queued" in caught()
+    told = caught(first=7)
+    assert "of attempt 1 took effect on attempt 2" in told or "differ" in told
 
 
 def test_a_leader_that_does_not_listen_for_its_own_beacon_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import pytest
 from tests.simulation.faults import BAD_ENDS
 from tests.simulation.simulation import simulate
 
-CASES, SEEDS = 16, 130
-FEWEST_RUNS, FEWEST_WHERE_THE_BROKER_IS_LOST = 1_200, 1_100
-"""Of each case: together they are more than 20,000."""
+CASES, SEEDS = 15, 140
+FEWEST_RUNS = 1_250
+"""Of each case, and of the worlds that lose their broker: together they are 20,000."""
 
 
 @pytest.mark.parametrize("case", range(CASES))
@@ -21,8 +21,7 @@ def test_no_promise_is_broken_in_any_world(case: int) -> None:
 
 
 def test_no_promise_is_broken_where_the_broker_is_lost_while_the_database_fails() -> None:
-    runs = sum(simulate(seed).runs for seed in range(BAD_ENDS, BAD_ENDS + SEEDS))
-    assert runs >= FEWEST_WHERE_THE_BROKER_IS_LOST
+    assert sum(simulate(seed).runs for seed in range(BAD_ENDS, BAD_ENDS + SEEDS)) >= FEWEST_RUNS
 
 
 @pytest.mark.parametrize("seed", [3, 1585, BAD_ENDS])

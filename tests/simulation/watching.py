@@ -36,7 +36,12 @@ class Presence:
 
 @dataclass(slots=True)
 class Watch:
-    """All that was observed."""
+    """All that was observed.
+
+    Attributes:
+        silence_s: of the broker's uptime, how long a runner must at least have been unheard to be called lost.
+        recently_s: how long ago such a silence may have ended: the leader decides by what it has read.
+    """
 
     silence_s: float
     clock: "Clock"

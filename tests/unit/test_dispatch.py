@@ -1,16 +1,21 @@
 """The gate before a runner's starts: it is open only while nothing unread can forbid one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest_asyncio
 
+from schemas.parts import Capacity
+from services.backbone.errors import PublishFailed
 from services.backbone.health import Health
 from services.runner.dispatch import Dispatch
-from services.runner.heartbeat import Heart
+from services.runner.events import Outgoing
+from services.runner.heartbeat import Heart, Offer
 from services.runner.journal import Journal
+
+OFFER = Offer(Capacity(cpu_cores=1, memory_gb=1, gpus=0), (), 0)
 
 
 class Reading:
@@ -30,12 +35,23 @@ class Reading:
         await self.at_the_end.wait()
 
 
+class Kafka:
+    """Takes heartbeats while it is there."""
+
+    away = False
+
+    async def publish(self, outgoing: Sequence[Outgoing]) -> None:
+        assert outgoing
+        if self.away:
+            raise PublishFailed("nobody answers")
+
+
 class Bench:
     """A dispatch with readings in the place of Kafka's."""
 
     def __init__(self, folder: Path) -> None:
-        self.heart = Heart(Journal(folder / "journal.db"), cast(Any, None), Health(), 5.0)
-        self.heart.connected.set()
+        self.kafka = Kafka()
+        self.heart = Heart(Journal(folder / "journal.db"), cast(Any, self.kafka), Health(), 5.0)
         self.gate = asyncio.Event()
         self.readings: list[Reading] = []
         self.dispatch = Dispatch(self._read, self.heart, self.gate)
@@ -44,9 +60,9 @@ class Bench:
         self.readings.append(Reading())
         return self.readings[-1]
 
-    def lose_kafka(self) -> None:
-        self.heart.connected.clear()
-        self.heart.cut_off.set()
+    async def beat(self, *, away: bool) -> None:
+        self.kafka.away = away
+        await self.heart._beat(OFFER)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -72,11 +88,11 @@ async def test_the_gate_opens_at_the_end_and_closes_when_the_runner_is_cut_off(b
     assert not bench.gate.is_set()
     bench.readings[0].at_the_end.set()
     await until(bench.gate.is_set)
-    bench.lose_kafka()
+    await bench.beat(away=True)
     await until(lambda: bench.readings[0].ended)
     assert not bench.gate.is_set()
     assert len(bench.readings) == 1
-    bench.heart.connected.set()
+    await bench.beat(away=False)
     await until(lambda: len(bench.readings) == 2)
     assert not bench.gate.is_set()
     bench.readings[1].at_the_end.set()
@@ -85,8 +101,8 @@ async def test_the_gate_opens_at_the_end_and_closes_when_the_runner_is_cut_off(b
 
 async def test_who_was_cut_off_while_he_read_reads_once_more_before_anything_starts(bench: Bench) -> None:
     """The end that he was reading to was that of before: a revocation may have come meanwhile."""
-    bench.lose_kafka()
-    bench.heart.connected.set()
+    await bench.beat(away=True)
+    await bench.beat(away=False)
     opened = asyncio.create_task(bench.gate.wait())
     bench.readings[0].at_the_end.set()
     await until(lambda: len(bench.readings) == 2)
