@@ -15,21 +15,26 @@ from dataclasses import dataclass
 
 import asyncpg
 import structlog
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from schemas.topics import RUNS, TOPICS, Topic
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import BrokerReplaced, TransientError, is_transient
 from services.backbone.health import Health
-from services.backbone.kafka import client_options, ensure_topics, partitions_of, why_it_makes_topics, why_unfit
+from services.backbone.kafka import (
+    admin_client,
+    client_options,
+    ensure_topics,
+    partitions_of,
+    why_it_makes_topics,
+    why_unfit,
+)
 from services.backbone.postgres import Connection, open_connection
 from services.backbone.retry import until_it_works
 from services.backbone.settings import ServiceSettings
 
 PART = "broker"
 LOCK_CLASS = 7_305_004
-REQUEST_TIMEOUT_MS = 10_000
 LOOK_EVERY_S = 1.0
 CLOSE_TIMEOUT_S = 2.0
 GIVE_NEW_ID = "format it anew with another cluster id, then: runyard replay --open-runs"
@@ -215,15 +220,12 @@ async def describe(settings: ServiceSettings) -> Cluster:
     Raises:
         TransientError: it does not answer.
     """
-    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=REQUEST_TIMEOUT_MS)
     try:
-        await admin.start()
-        topics = await partitions_of(admin)
-        return Cluster(str((await admin.describe_cluster())["cluster_id"]), topics)
+        async with admin_client(client_options(settings)) as admin:
+            topics = await partitions_of(admin)
+            return Cluster(str((await admin.describe_cluster())["cluster_id"]), topics)
     except KafkaError as error:
         raise TransientError(repr(error)) from error
-    finally:
-        await admin.close()
 
 
 async def _still_there(settings: ServiceSettings, expected: str, after_s: float) -> Cluster:

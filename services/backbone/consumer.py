@@ -30,7 +30,7 @@ from services.backbone.crash_points import crash_point
 from services.backbone.dead_letters import DeadLetters
 from services.backbone.errors import TransientError, is_poison, is_transient
 from services.backbone.health import Health
-from services.backbone.kafka import client_options, committed_notes
+from services.backbone.kafka import client_options, committed_notes, heeding_cancellation
 from services.backbone.polling import CarefulConsumer, UnreadableRecord
 from services.backbone.publisher import Publisher
 from services.backbone.retry import delays, until_it_works
@@ -179,7 +179,7 @@ class Consumer:
     async def _stop(self) -> None:
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await self._broker.stop()
+                await heeding_cancellation(self._broker.stop())
         except (TimeoutError, KafkaError) as error:
             log.warning("consumer_stop_failed", consumer=self._subscription.name, error=repr(error))
 

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import Gauge
 
 from services.backbone.health import Health
-from services.backbone.kafka import client_options
+from services.backbone.kafka import client_options, heeding_cancellation
 from services.backbone.polling import CarefulConsumer
 from services.backbone.settings import ServiceSettings
 from services.backbone.watchdog import LOOK_EVERY_S, Seen, Watchdog
@@ -144,7 +144,7 @@ class Ends:
         if client is not None:
             with contextlib.suppress(KafkaError, TimeoutError):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    await client.stop()
+                    await heeding_cancellation(client.stop())
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._client is None:

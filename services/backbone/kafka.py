@@ -4,10 +4,12 @@ Owns the options of every client, the creation of topics, and what a cluster mus
 by itself.
 """
 
+import asyncio
+import contextlib
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -21,6 +23,7 @@ from services.backbone.settings import ServiceSettings
 
 KEEP_FOR_EVER_MS = -1
 MAX_RECORD_BYTES = 4 << 20
+ADMIN_TIMEOUT_MS = 10_000
 SEGMENT_MS = 10 * 60 * 1000
 LONGEST_SEGMENT = timedelta(hours=12)
 """Kafka deletes whole segments, once the newest record is older than the retention: a record may stay for so much
@@ -53,6 +56,36 @@ def client_options(settings: ServiceSettings) -> dict[str, Any]:
     return options
 
 
+async def heeding_cancellation(closing: Awaitable[None]) -> None:
+    """Close a client of aiokafka, which swallows a cancellation that comes while it waits for its own tasks to end.
+
+    Raises:
+        asyncio.CancelledError: one came meanwhile: the caller would go on as if nobody had asked it to stop.
+    """
+    task = cast("asyncio.Task[Any]", asyncio.current_task())
+    asked_before = task.cancelling()
+    await closing
+    if task.cancelling() > asked_before:
+        raise asyncio.CancelledError
+
+
+@contextlib.asynccontextmanager
+async def admin_client(
+    options: Mapping[str, Any], timeout_ms: int = ADMIN_TIMEOUT_MS
+) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Connect a client for asking about a cluster, and close it again; `timeout_ms` is for each answer.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    admin = AIOKafkaAdminClient(**options, request_timeout_ms=timeout_ms)
+    try:
+        await admin.start()
+        yield admin
+    finally:
+        await heeding_cancellation(admin.close())
+
+
 async def ensure_topics(settings: ServiceSettings, topics: Sequence[Topic]) -> None:
     """Create the topics that are missing; waits, with backoff, for a broker that is not there yet.
 
@@ -61,21 +94,19 @@ async def ensure_topics(settings: ServiceSettings, topics: Sequence[Topic]) -> N
     """
 
     async def attempt() -> None:
-        admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=10_000)
         try:
-            await admin.start()
-            existing = await partitions_of(admin)
-            if problem := why_unfit(existing, topics):
-                raise TopicsUnfit(problem)
-            missing = [_new_topic(topic, settings.topic_replication) for topic in topics if topic.name not in existing]
-            if missing:
-                _check(await admin.create_topics(missing))
+            async with admin_client(client_options(settings)) as admin:
+                existing = await partitions_of(admin)
+                if problem := why_unfit(existing, topics):
+                    raise TopicsUnfit(problem)
+                missing = [topic for topic in topics if topic.name not in existing]
+                new = [_new_topic(topic, settings.topic_replication) for topic in missing]
+                if new:
+                    _check(await admin.create_topics(new))
         except TopicAlreadyExistsError:
             return  # another service was faster
         except KafkaError as error:
             raise TransientError(repr(error)) from error
-        finally:
-            await admin.close()
 
     await until_it_works("kafka", attempt)
 
@@ -104,16 +135,13 @@ async def why_it_makes_topics(settings: ServiceSettings) -> str | None:
     Raises:
         TransientError: Kafka does not answer.
     """
-    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=10_000)
     try:
-        await admin.start()
-        brokers = [str(broker["node_id"]) for broker in (await admin.describe_cluster())["brokers"]]
-        asked = [ConfigResource(ConfigResourceType.BROKER, broker, {AUTO_CREATION: ""}) for broker in brokers]
-        answers = await admin.describe_configs(asked)
+        async with admin_client(client_options(settings)) as admin:
+            brokers = [str(broker["node_id"]) for broker in (await admin.describe_cluster())["brokers"]]
+            asked = [ConfigResource(ConfigResourceType.BROKER, broker, {AUTO_CREATION: ""}) for broker in brokers]
+            answers = await admin.describe_configs(asked)
     except KafkaError as error:
         raise TransientError(repr(error)) from error
-    finally:
-        await admin.close()
     return why_auto_creating([resource for answer in answers for resource in answer.resources])
 
 
@@ -134,13 +162,9 @@ async def committed_notes(settings: ServiceSettings, group: str, topics: Sequenc
     Raises:
         KafkaError: Kafka does not answer.
     """
-    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=10_000)
-    try:
-        await admin.start()
+    async with admin_client(client_options(settings)) as admin:
         committed = await admin.list_consumer_group_offsets(group)
         return [place.metadata for partition, place in committed.items() if partition.topic in topics]
-    finally:
-        await admin.close()
 
 
 def _new_topic(topic: Topic, replication: int) -> NewTopic:

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from services.backbone.crash_points import crash_point
 from services.backbone.errors import PublishFailed
-from services.backbone.kafka import MAX_RECORD_BYTES
+from services.backbone.kafka import MAX_RECORD_BYTES, heeding_cancellation
 
 SEND_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
@@ -99,10 +99,11 @@ class Publisher:
         if producer is not None:
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
-                    await producer.stop()
+                    await heeding_cancellation(producer.stop())
             except (TimeoutError, KafkaError) as error:
                 log.warning("producer_not_emptied", error=repr(error))
-                await producer.client.close()  # what was not sent by now must not be sent behind our back
+                # What was not sent by now must not be sent behind our back.
+                await heeding_cancellation(producer.client.close())
 
     async def _ready(self) -> AIOKafkaProducer:
         async with self._starting:
@@ -113,7 +114,7 @@ class Publisher:
                 try:
                     await producer.start()
                 except BaseException:
-                    await producer.stop()
+                    await heeding_cancellation(producer.stop())
                     raise
                 self._producer = producer
             return self._producer

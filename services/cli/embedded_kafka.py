@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from services.backbone.kafka import admin_client
 from services.cli.embedded_process import POLL_S, ServerFailed, ServerProcess, free_port, kept_port
 
 VERSION = "4.3.1"
 ENDPOINT = f"org.apache.kafka:kafka_2.13:{VERSION}+org.apache.kafka:kafka-tools:{VERSION}+org.slf4j:slf4j-simple:1.7.36"
 LOCK = Path(__file__).parent / "kafka-jars.sha256"
 START_TIMEOUT_S = 90.0
+ANSWER_TIMEOUT_MS = 5_000
 HEAP = ("-Xms64m", "-Xmx256m")
 QUICK_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+AutoCreateSharedArchive")
 
@@ -232,15 +233,11 @@ class EmbeddedKafka:
             await writer.wait_closed()
         except OSError:
             return False
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers, request_timeout_ms=5000)
         try:
-            await admin.start()
-            cluster = await admin.describe_cluster()
-            return bool(cluster["brokers"])
+            async with admin_client({"bootstrap_servers": self.bootstrap_servers}, ANSWER_TIMEOUT_MS) as admin:
+                return bool((await admin.describe_cluster())["brokers"])
         except KafkaError:
             return False
-        finally:
-            await admin.close()
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from schemas.events import DeadLetterRetried, MessageRefused
 from schemas.ids import event_id
 from schemas.topics import DEAD_LETTERS, address_of
 from services.backbone.dead_letters import MOST_HEADERS
-from services.backbone.kafka import MAX_RECORD_BYTES, client_options
+from services.backbone.kafka import MAX_RECORD_BYTES, client_options, heeding_cancellation
 from services.backbone.polling import CarefulConsumer, UnreadableRecord
 from services.backbone.settings import ServiceSettings
 from services.cli.errors import ApiUnreachable, CliError, UsageRefused
@@ -155,7 +155,7 @@ class Letters:
                 headers, value = encode(note)
                 await producer.send_and_wait(topic.name, value, key=key.encode(), headers=headers)
             finally:
-                await producer.stop()
+                await heeding_cancellation(producer.stop())
         new_offset: int = sent.offset
         return new_offset
 
@@ -168,7 +168,7 @@ class Letters:
                     await reader.start()
                 yield reader
             finally:
-                await reader.stop()
+                await heeding_cancellation(reader.stop())
 
     @contextlib.asynccontextmanager
     async def _answers_within(self, timeout_s: float) -> AsyncIterator[None]:

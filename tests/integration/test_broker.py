@@ -11,6 +11,7 @@ from services.backbone.broker import (
     Broker,
     Cluster,
     cluster_id,
+    describe,
     name_cluster,
     named_cluster,
     wait_until_left,
@@ -110,3 +111,19 @@ async def test_a_cluster_that_kept_its_id_and_lost_its_topics_is_not_worked_with
     assert GIVE_NEW_ID in str(await broker._lock(Cluster(cluster, {"another.topic": 6})))
     assert await broker._lock(Cluster(cluster, {"runyard.runs": 6})) is None
     await broker.leave()
+
+
+async def test_a_service_that_is_told_to_stop_while_a_client_of_kafka_closes_stops(
+    kafka_settings: ServiceSettings,
+) -> None:
+    asking = asyncio.create_task(describe(kafka_settings))
+
+    def closing() -> bool:
+        return any(task.cancelling() and "_md_synchronizer" in repr(task) for task in asyncio.all_tasks())
+
+    async with asyncio.timeout(20):
+        while not closing():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
