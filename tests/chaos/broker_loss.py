@@ -146,8 +146,9 @@ async def _submit_all(chaos: Chaos, todo: Sequence[Order], book: Book) -> None:
 
 
 async def _until_accepted(book: Book, runs: int) -> None:
-    while len(book.accepted()) < runs:  # noqa: ASYNC110 - a list has no event
-        await asyncio.sleep(POLL_S)
+    async with asyncio.timeout(DRAIN_S):
+        while len(book.accepted()) < runs:  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(POLL_S)
 
 
 async def _until_some_ended(chaos: Chaos, book: Book, left: int) -> None:
@@ -219,8 +220,9 @@ async def _reset(chaos: Chaos, group: Group) -> None:
     with chaos.holding(group.service):
         chaos.services[group.service].kill()
         await _commit_offset_0(chaos, group)
-    while chaos.restarts[group.service] == restarts:  # noqa: ASYNC110
-        await asyncio.sleep(POLL_S)
+    async with asyncio.timeout(RESTART_TIMEOUT_S):
+        while chaos.restarts[group.service] == restarts:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
 
 
 async def _commit_offset_0(chaos: Chaos, group: Group) -> None:
@@ -237,8 +239,11 @@ async def _commit_offset_0(chaos: Chaos, group: Group) -> None:
     try:
         if group.member is None:
             consumer.assign(group.partitions)
-        while not consumer.assignment():  # noqa: ASYNC110 - aiokafka has no event for it
-            await asyncio.sleep(POLL_S)
+        elif not consumer.assignment():  # what the killed one was dealt when the broker had no topics yet
+            consumer._coordinator.request_rejoin()
+        async with asyncio.timeout(RESTART_TIMEOUT_S):
+            while not consumer.assignment():  # noqa: ASYNC110 - aiokafka has no event for it
+                await asyncio.sleep(POLL_S)
         await consumer.commit({each: OffsetAndMetadata(0, "") for each in group.partitions})
         kept = {await consumer.committed(each) for each in group.partitions}
         if kept != {0}:

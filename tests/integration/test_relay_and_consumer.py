@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from schemas.cloudevents import CloudEvent, UnknownEvent, encode
 from schemas.events import MessageRefused, RunWaiting
@@ -21,12 +22,13 @@ from schemas.topics import DEAD_LETTERS, Topic
 from services.backbone.consumer import Consumer, Received, Subscription
 from services.backbone.errors import PoisonError, TooMuchPoison, TransientError
 from services.backbone.health import Health
-from services.backbone.kafka import MAX_RECORD_BYTES, client_options, ensure_topics
+from services.backbone.kafka import MAX_RECORD_BYTES, admin_client, client_options, ensure_topics
 from services.backbone.outbox import Message, enqueue
 from services.backbone.postgres import open_pool
 from services.backbone.publisher import Publisher
 from services.backbone.relay import Relay
 from services.backbone.settings import ServiceSettings
+from services.runner.events import Outgoing
 from tests.integration.conftest import Database
 
 DEADLINE_S = 30
@@ -87,6 +89,37 @@ class Collector:
     def messages(self, run_id: str) -> list[str]:
         events = [received.event for received in self.seen]
         return [e.data.message for e in events if isinstance(e, CloudEvent) and e.data.run_id == run_id]  # type: ignore[union-attr]
+
+
+async def test_a_consumer_reads_a_topic_that_was_lost_while_the_last_one_of_its_name_read_it(
+    kafka_settings: ServiceSettings, publisher: Publisher, group: str, topic: str
+) -> None:
+    """As when a broker came back empty: a static member is dealt what its group was dealt last."""
+    settings = kafka_settings.model_copy(update={"instance_id": "static"})
+    collector = Collector()
+    subscription = Subscription("lost", (topic,), collector.handle, group)
+    async with (
+        admin_client(client_options(settings)) as admin,
+        consuming(settings, subscription, publisher) as task,
+    ):
+        await publisher.publish([Outgoing(topic, "run", *encode(waiting("run", 1)))])
+        await until(lambda: collector.messages("run") == ["1"], task)
+        dealt = await dealt_out(group, admin)
+        await admin.delete_topics([topic])
+        async with asyncio.timeout(DEADLINE_S):
+            while await dealt_out(group, admin) == dealt:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    await ensure_topics(settings, [Topic(topic, partitions=3, retention=None)])
+    async with consuming(settings, subscription, publisher) as task:
+        await publisher.publish([Outgoing(topic, "run", *encode(waiting("run", 2)))])
+        await until(lambda: "2" in collector.messages("run"), task)
+
+
+async def dealt_out(group: str, admin: AIOKafkaAdminClient) -> object:
+    """Tell what the members of a group were dealt."""
+    [answer] = await admin.describe_consumer_groups([group])
+    [(_, _, _, _, _, members)] = answer.groups
+    return [member[-1] for member in members]
 
 
 async def test_the_outbox_reaches_kafka_in_commit_order_per_run(
